@@ -1,0 +1,299 @@
+"""The named intermediates on the way from an embedded prompt to the kept tokens.
+
+Dimension letters used throughout the project: `B` videos, `F` frames in all, `N` video tokens
+in all, `L` question tokens, `S` prompt tokens, `D` hidden size, `P` policy width, `H` heads,
+`G` rollouts, `K` kept tokens.
+
+A batch is *packed*: videos stand one after another with offsets, never padded, and every video
+has its own grid and its own budget.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from cacovid.errors import InvalidInputError
+
+#: One number for all videos, or one per video.
+PerVideo: TypeAlias = float | Sequence[float]
+
+#: Added before every floor of `ratio * count`, so that 29% of 100 is 29 (float64).
+FLOOR_EPSILON = 1e-9
+
+
+def floor_budget(ratio: float, count: int) -> int:
+    """`floor(ratio * count + 1e-9)` in float64, without the minimum of 1.
+
+    >>> floor_budget(0.29, 100)
+    29
+    """
+    return math.floor(ratio * count + FLOOR_EPSILON)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The `(t, h, w)` of each packed video after the model's own merging, as host integers.
+
+    Offsets are computed on the host and cached per device, so that using a grid never reads back
+    from an accelerator.
+
+    Args:
+        sizes: One `(t, h, w)` per video, each at least 1.
+
+    Raises:
+        InvalidInputError: if there is no video, or a size is not three positive integers.
+
+    >>> grid = Grid([(2, 3, 3), (1, 2, 2)])
+    >>> grid.num_videos, grid.num_frames, grid.num_tokens
+    (2, 3, 22)
+    >>> grid.tokens_per_frame
+    (9, 9, 4)
+    """
+
+    sizes: tuple[tuple[int, int, int], ...]
+    _device_cache: dict[tuple[str, str], Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False, hash=False
+    )
+
+    def __init__(self, sizes: Iterable[Sequence[int]]) -> None:
+        checked: list[tuple[int, int, int]] = []
+        for index, size in enumerate(sizes):
+            values = tuple(int(v) for v in size)
+            if len(values) != 3 or min(values) < 1:
+                raise InvalidInputError(
+                    f"grid of video {index} is {tuple(size)}; expected (t, h, w), each at least 1"
+                )
+            checked.append((values[0], values[1], values[2]))
+        if not checked:
+            raise InvalidInputError("a grid needs at least one video; got an empty list")
+        object.__setattr__(self, "sizes", tuple(checked))
+        object.__setattr__(self, "_device_cache", {})
+
+    @classmethod
+    def of(cls, grid: Grid | Iterable[Sequence[int]]) -> Grid:
+        """`grid` itself, or a grid made from a list of `(t, h, w)`."""
+        return grid if isinstance(grid, Grid) else cls(grid)
+
+    @property
+    def num_videos(self) -> int:
+        """`B`, the number of packed videos."""
+        return len(self.sizes)
+
+    @cached_property
+    def frames_per_video(self) -> tuple[int, ...]:
+        """`t` of each video."""
+        return tuple(t for t, _, _ in self.sizes)
+
+    @cached_property
+    def tokens_per_video(self) -> tuple[int, ...]:
+        """`t*h*w` of each video."""
+        return tuple(t * h * w for t, h, w in self.sizes)
+
+    @cached_property
+    def tokens_per_frame(self) -> tuple[int, ...]:
+        """`h*w` of each of the `F` frames."""
+        return tuple(h * w for t, h, w in self.sizes for _ in range(t))
+
+    @cached_property
+    def num_frames(self) -> int:
+        """`F`, the number of frames of all videos."""
+        return sum(self.frames_per_video)
+
+    @cached_property
+    def num_tokens(self) -> int:
+        """`N`, the number of tokens of all videos."""
+        return sum(self.tokens_per_video)
+
+    @cached_property
+    def host_video_offsets(self) -> tuple[int, ...]:
+        """Where each video's tokens begin, and `N` at the end: `B + 1` integers."""
+        return _prefix_sums(self.tokens_per_video)
+
+    @cached_property
+    def host_frame_offsets(self) -> tuple[int, ...]:
+        """Where each frame's tokens begin, and `N` at the end: `F + 1` integers."""
+        return _prefix_sums(self.tokens_per_frame)
+
+    @cached_property
+    def host_video_frame_offsets(self) -> tuple[int, ...]:
+        """Where each video's frames begin, and `F` at the end: `B + 1` integers."""
+        return _prefix_sums(self.frames_per_video)
+
+    def video_offsets(self, device: torch.device | str = "cpu") -> Tensor:
+        """`host_video_offsets` as int64 `[B + 1]` on `device` (cached)."""
+        return self._on(device, "video", self.host_video_offsets)
+
+    def frame_offsets(self, device: torch.device | str = "cpu") -> Tensor:
+        """`host_frame_offsets` as int64 `[F + 1]` on `device` (cached)."""
+        return self._on(device, "frame", self.host_frame_offsets)
+
+    def video_frame_offsets(self, device: torch.device | str = "cpu") -> Tensor:
+        """`host_video_frame_offsets` as int64 `[B + 1]` on `device` (cached)."""
+        return self._on(device, "video_frame", self.host_video_frame_offsets)
+
+    def video(self, index: int) -> Grid:
+        """The grid of one video alone."""
+        return Grid([self.sizes[index]])
+
+    def per_video(self, value: PerVideo, name: str) -> tuple[float, ...]:
+        """`value` for each video.
+
+        Raises:
+            InvalidInputError: if a sequence has not one entry per video.
+        """
+        if isinstance(value, (int, float)):
+            return (float(value),) * self.num_videos
+        values = tuple(float(v) for v in value)
+        if len(values) != self.num_videos:
+            raise InvalidInputError(
+                f"{name} has {len(values)} values for {self.num_videos} videos; "
+                f"give one number, or one per video"
+            )
+        return values
+
+    def budgets(self, retention: PerVideo) -> tuple[int, ...]:
+        """The exact budget of each video: `max(1, floor(r*N + 1e-9))` in float64.
+
+        Raises:
+            InvalidInputError: if a retention is not in (0, 1].
+
+        >>> Grid([(1, 10, 10)]).budgets(0.29)
+        (29,)
+        """
+        ratios = self.per_video(retention, "retention")
+        for ratio in ratios:
+            if not 0.0 < ratio <= 1.0:
+                raise InvalidInputError(
+                    f"retention is {ratio}; expected a number in (0, 1], e.g. 0.1 to keep a tenth"
+                )
+        return tuple(
+            max(1, floor_budget(ratio, count))
+            for ratio, count in zip(ratios, self.tokens_per_video, strict=True)
+        )
+
+    def _on(self, device: torch.device | str, name: str, values: tuple[int, ...]) -> Tensor:
+        key = (name, str(torch.device(device)))
+        cached = self._device_cache.get(key)
+        if cached is None:
+            cached = torch.tensor(values, dtype=torch.int64).to(device)
+            self._device_cache[key] = cached
+        return cached
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One embedded prompt, or several packed one after another.
+
+    Args:
+        embeds: `[S, D]`, float: the embedded prompt, video features in place.
+        position_ids: `[S]` or `[3, S]`, int64: the model's original positions.
+        video_index: `[N]`, int64: where the video tokens stand in `embeds`, in the grid's order.
+        question_index: `[L]`, int64: where the question's tokens stand (user text and options; no
+            template markers, no system text).
+        grid: The grids of the packed videos.
+        prompt_offsets: Where each prompt begins in `embeds`, and `S` at the end (host integers);
+            `(0, S)` when omitted.
+        question_offsets: Where each video's question begins in `question_index`, and `L` at the
+            end (host integers, `B + 1`); one question for all videos when omitted.
+        extras: Optional tensors that an adapter fills in when a method asks for them, e.g.
+            `"vision_attention"` `[N]` (attention that each token received in the vision tower),
+            `"vision_keys"` `[N, D_v]`.
+    """
+
+    embeds: Tensor
+    position_ids: Tensor
+    video_index: Tensor
+    question_index: Tensor
+    grid: Grid
+    prompt_offsets: tuple[int, ...] | None = None
+    question_offsets: tuple[int, ...] | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.embeds.dim() != 2:
+            raise InvalidInputError(
+                f"embeds has shape {tuple(self.embeds.shape)}; expected [S, D] (packed, no batch)"
+            )
+        if self.position_ids.shape[-1] != self.embeds.shape[0]:
+            raise InvalidInputError(
+                f"position_ids has shape {tuple(self.position_ids.shape)} for "
+                f"{self.embeds.shape[0]} tokens; expected [S] or [3, S]"
+            )
+        if self.video_index.numel() != self.grid.num_tokens:
+            raise InvalidInputError(
+                f"video_index has {self.video_index.numel()} entries, but the grid "
+                f"{self.grid.sizes} has {self.grid.num_tokens} tokens"
+            )
+
+    @property
+    def video_embeds(self) -> Tensor:
+        """`X_vid [N, D]`: the video tokens' rows, gathered."""
+        return self.embeds.index_select(0, self.video_index)
+
+    @property
+    def question_embeds(self) -> Tensor:
+        """`X_qst [L, D]`: the question tokens' rows, gathered."""
+        return self.embeds.index_select(0, self.question_index)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a policy says of the tokens.
+
+    Args:
+        token: `[N]` float32, higher is kept first; `log pi(keep) = logsigmoid(score)`.
+        frame: `[F]` float32, or None where a method has no frame scores.
+    """
+
+    token: Tensor
+    frame: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which video tokens are kept.
+
+    Args:
+        keep: `[K]` int64, ascending, flat over the packed videos.
+        grid: The grids that `keep` refers to.
+        counts: Kept tokens of each video (host integers).
+        embeds: `[K, D]` where a method merges tokens, else None.
+    """
+
+    keep: Tensor
+    grid: Grid
+    counts: tuple[int, ...]
+    embeds: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if sum(self.counts) != self.keep.numel() or len(self.counts) != self.grid.num_videos:
+            raise InvalidInputError(
+                f"counts {self.counts} do not describe {self.keep.numel()} kept tokens of "
+                f"{self.grid.num_videos} videos"
+            )
+
+    def mask(self) -> Tensor:
+        """`[N]` bool, True where a token is kept."""
+        mask = torch.zeros(self.grid.num_tokens, dtype=torch.bool, device=self.keep.device)
+        return mask.index_fill_(0, self.keep, True)
+
+    def per_frame(self) -> Tensor:
+        """`[F]` int64: kept tokens of each frame."""
+        ends = self.grid.frame_offsets(self.keep.device)[1:]
+        frame = torch.searchsorted(ends, self.keep, right=True)
+        return torch.bincount(frame, minlength=self.grid.num_frames)
+
+
+def _prefix_sums(values: Sequence[int]) -> tuple[int, ...]:
+    total, sums = 0, [0]
+    for value in values:
+        total += value
+        sums.append(total)
+    return tuple(sums)
