@@ -1,0 +1,322 @@
+"""Questions about a scene whose answer hangs on few tokens in few frames.
+
+`QUESTION_TYPES` says of each type whether it needs question-awareness: `big_colour` asks about an
+object that covers many tokens in many frames, so that a question-blind choice serves it too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cacovid.synthetic import world
+from cacovid.synthetic.scene import Item, Scene
+
+LETTERS = ("A", "B", "C", "D")
+COUNT_WORDS = ("one", "two", "three")
+
+#: Wordings of each type. The last one is held out: only the "shifted" set uses it. Its words
+#: are all known from other wordings.
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "colour": (
+        "What colour is the {0}?",
+        "Tell me the colour of the {0}.",
+        "Name the colour that the {0} has.",
+        "Which colour is the {0}?",
+    ),
+    "shape": (
+        "What shape is the {0} thing?",
+        "Tell me the shape of the {0} thing.",
+        "Name the shape that the {0} thing has.",
+        "Which shape is the {0} thing?",
+    ),
+    "pattern": (
+        "What pattern is on the {0}?",
+        "Tell me the pattern of the {0}.",
+        "Which pattern is on the {0}?",
+        "Name the pattern that the {0} has.",
+    ),
+    "direction": (
+        "Which way does the {0} move?",
+        "Tell me the way that the {0} moves.",
+        "Name the way that the {0} moves.",
+        "What way does the {0} move?",
+    ),
+    "place": (
+        "Where does the {0} appear?",
+        "Tell me where the {0} is.",
+        "Where is the {0}?",
+        "Name the place where the {0} is.",
+    ),
+    "order": (
+        "Does the {0} appear before or after the {1}?",
+        "Is the {0} seen before or after the {1}?",
+        "Tell me if the {0} is before or after the {1}.",
+        "Tell me if the {0} appears before or after the {1}.",
+    ),
+    "together": (
+        "Is the {0} seen together with the {1}?",
+        "Does the {0} appear together with the {1}?",
+        "Tell me if the {0} is together with the {1}.",
+        "Tell me if the {0} appears together with the {1}.",
+    ),
+    "next": (
+        "What colour is the {1} that appears next after the {0}?",
+        "Tell me the colour of the next {1} after the {0}.",
+        "Which colour has the {1} that is seen next after the {0}?",
+        "Name the colour of the next {1} after the {0}.",
+    ),
+    "count": (
+        "How many {0} things appear?",
+        "Tell me how many {0} things there are.",
+        "How many {0} things are seen?",
+        "Tell me how many {0} things appear.",
+    ),
+    "big_colour": (
+        "What colour is the big {0}?",
+        "Tell me the colour of the big {0}.",
+        "Name the colour that the big {0} has.",
+        "Which colour is the big {0}?",
+    ),
+}
+
+QUESTION_TYPES: dict[str, bool] = {name: name != "big_colour" for name in TEMPLATES}
+"""Type -> whether it needs question-awareness."""
+
+_CLASSES: dict[str, tuple[str, ...]] = {
+    "colour": world.COLOUR_NAMES,
+    "shape": world.SHAPES,
+    "pattern": world.PATTERNS,
+    "direction": world.DIRECTIONS,
+    "place": world.PLACES,
+    "order": ("before", "after"),
+    "together": ("yes", "no"),
+    "next": world.COLOUR_NAMES,
+    "count": COUNT_WORDS,
+    "big_colour": world.COLOUR_NAMES,
+}
+CLASSES = _CLASSES
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question on one scene.
+
+    Args:
+        type: A name out of `QUESTION_TYPES`.
+        text: The wording, with its options if it has some.
+        answer: The word, or the letter of the right option.
+        options: The options' texts, in order; empty for an open question.
+        items: Numbers of the asked-about objects.
+        evidence: Flat tokens (ascending) that show them.
+    """
+
+    type: str
+    text: str
+    answer: str
+    options: tuple[str, ...]
+    items: tuple[int, ...]
+    evidence: np.ndarray
+
+    @property
+    def question_dependent(self) -> bool:
+        """Whether the type needs question-awareness."""
+        return QUESTION_TYPES[self.type]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A question before it is worded: type, the blanks' fillings, the answer, the objects."""
+
+    type: str
+    blanks: tuple[str, ...]
+    answer: str
+    items: tuple[int, ...]
+
+
+def facts(scene: Scene) -> list[Fact]:
+    """Everything that can be asked of a scene, without the limits on evidence."""
+    return [fact for finder in _FINDERS for fact in finder(scene)]
+
+
+def offered_facts(scene: Scene) -> list[Fact]:
+    """The facts whose every object is clearly visible on few enough tokens."""
+    visible = scene.rendering.visible
+    counts = (visible >= world.EVIDENCE_PIXELS).reshape(len(scene.items), -1).sum(axis=1)
+    offered = []
+    for fact in facts(scene):
+        seen = counts[list(fact.items)]
+        enough = bool((seen >= 2).all())
+        if enough and (not QUESTION_TYPES[fact.type] or seen.sum() <= world.MAX_EVIDENCE_TOKENS):
+            offered.append(fact)
+    return offered
+
+
+def all_questions(scene: Scene) -> Iterator[Question]:
+    """Every offered fact, worded once, in a fixed order."""
+    rng = scene.generator(purpose=2)
+    for fact in offered_facts(scene):
+        yield word(scene, fact, rng)
+
+
+def sample_questions(
+    scene: Scene, count: int, rng: np.random.Generator, types: Sequence[str] = tuple(TEMPLATES)
+) -> list[Question]:
+    """At most `count` questions, types in turn, answers of a type balanced as far as they go."""
+    by_type: dict[str, dict[str, list[Fact]]] = {name: {} for name in types}
+    for fact in offered_facts(scene):
+        if fact.type in by_type:
+            by_type[fact.type].setdefault(fact.answer, []).append(fact)
+    chosen: list[Fact] = []
+    while len(chosen) < count and any(by_type.values()):
+        for index in rng.permutation(len(types)):
+            answers = by_type[types[index]]
+            if not answers or len(chosen) == count:
+                continue
+            names = sorted(answers)
+            answer = names[rng.integers(len(names))]
+            facts_left = answers[answer]
+            chosen.append(facts_left.pop(int(rng.integers(len(facts_left)))))
+            if not facts_left:
+                del answers[answer]
+    return [word(scene, fact, rng) for fact in chosen]
+
+
+def word(scene: Scene, fact: Fact, rng: np.random.Generator, multiple_choice: bool | None = None) -> Question:
+    """Puts a fact into words; half of the questions carry options."""
+    templates = TEMPLATES[fact.type]
+    held_out = scene.split == "shifted"
+    template = templates[-1] if held_out else templates[rng.integers(len(templates) - 1)]
+    text = template.format(*fact.blanks)
+    if multiple_choice is None:
+        multiple_choice = bool(rng.random() < 0.5)
+    answer, options = fact.answer, ()
+    if multiple_choice:
+        options = _options(fact, rng)
+        answer = LETTERS[options.index(fact.answer)]
+        text += "".join(f" {letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
+    return Question(fact.type, text, answer, options, fact.items, _evidence(scene, fact.items))
+
+
+def _options(fact: Fact, rng: np.random.Generator) -> tuple[str, ...]:
+    others = [name for name in _CLASSES[fact.type] if name != fact.answer]
+    picked = [others[i] for i in rng.permutation(len(others))[: len(LETTERS) - 1]]
+    options = [*picked, fact.answer]
+    return tuple(options[i] for i in rng.permutation(len(options)))
+
+
+def _evidence(scene: Scene, items: tuple[int, ...]) -> np.ndarray:
+    return np.unique(np.concatenate([scene.rendering.evidence(item) for item in items]))
+
+
+def _brief(scene: Scene) -> list[tuple[int, Item]]:
+    return [(number, item) for number, item in enumerate(scene.items) if item.brief]
+
+
+def _name(item: Item) -> str:
+    return f"{item.colour} {item.shape}"
+
+
+def _colours(scene: Scene) -> Iterator[Fact]:
+    count = Counter((item.pattern, item.shape) for item in scene.items)
+    for number, item in _brief(scene):
+        if count[item.pattern, item.shape] == 1:
+            yield Fact("colour", (f"{item.pattern} {item.shape}",), item.colour, (number,))
+
+
+def _shapes(scene: Scene) -> Iterator[Fact]:
+    count = Counter((item.pattern, item.colour) for item in scene.items)
+    for number, item in _brief(scene):
+        if count[item.pattern, item.colour] == 1:
+            yield Fact("shape", (f"{item.pattern} {item.colour}",), item.shape, (number,))
+
+
+def _patterns(scene: Scene) -> Iterator[Fact]:
+    for number, item in _brief(scene):
+        yield Fact("pattern", (_name(item),), item.pattern, (number,))
+
+
+def _directions(scene: Scene) -> Iterator[Fact]:
+    for number, item in _brief(scene):
+        if item.stop - item.start >= 3 and item.direction is not None:
+            yield Fact("direction", (_name(item),), item.direction, (number,))
+
+
+def _places(scene: Scene) -> Iterator[Fact]:
+    middle, margin = world.FRAME_SIZE / 2, world.CELL_SIZE / 3
+    for number, item in _brief(scene):
+        offset = item.centre - middle
+        clear = (np.abs(offset) > margin).all() and (np.sign(offset) == np.sign(offset[0])).all()
+        if clear:
+            right, below = offset[0] > 0
+            place = ("bottom" if below else "top") + ("right" if right else "left")
+            yield Fact("place", (_name(item),), place, (number,))
+
+
+def _pairs(scene: Scene) -> Iterator[tuple[int, Item, int, Item]]:
+    brief = _brief(scene)
+    for a, first in brief:
+        for b, second in brief:
+            if a != b:
+                yield a, first, b, second
+
+
+def _orders(scene: Scene) -> Iterator[Fact]:
+    for a, first, b, second in _pairs(scene):
+        if abs(first.start - second.start) >= 2:
+            answer = "before" if first.start < second.start else "after"
+            yield Fact("order", (_name(first), _name(second)), answer, (a, b))
+
+
+def _togethers(scene: Scene) -> Iterator[Fact]:
+    for a, first, b, second in _pairs(scene):
+        apart = max(first.start - second.stop, second.start - first.stop)
+        if first.overlaps(second) or 1 <= apart <= 6:
+            answer = "yes" if first.overlaps(second) else "no"
+            yield Fact("together", (_name(first), _name(second)), answer, (a, b))
+
+
+def _nexts(scene: Scene) -> Iterator[Fact]:
+    for shape in world.SHAPES:
+        row = sorted((it.start, n) for n, it in enumerate(scene.items) if it.shape == shape)
+        starts = Counter(start for start, _ in row)
+        for (start, a), (later, b) in zip(row, row[1:], strict=False):
+            first, second = scene.items[a], scene.items[b]
+            clear = starts[start] == 1 and starts[later] == 1
+            if clear and first.brief and second.brief:
+                yield Fact("next", (_name(first), shape), second.colour, (a, b))
+
+
+def _counts(scene: Scene) -> Iterator[Fact]:
+    groups: dict[tuple[str, str], list[int]] = {}
+    for number, item in enumerate(scene.items):
+        groups.setdefault((item.pattern, item.colour), []).append(number)
+    for (pattern, colour), numbers in groups.items():
+        if len(numbers) <= len(COUNT_WORDS) and all(scene.items[n].brief for n in numbers):
+            answer = COUNT_WORDS[len(numbers) - 1]
+            yield Fact("count", (f"{pattern} {colour}",), answer, tuple(numbers))
+
+
+def _big_colours(scene: Scene) -> Iterator[Fact]:
+    big = [(n, item) for n, item in enumerate(scene.items) if not item.brief]
+    count = Counter(item.shape for _, item in big)
+    for number, item in big:
+        if count[item.shape] == 1:
+            yield Fact("big_colour", (item.shape,), item.colour, (number,))
+
+
+_FINDERS: tuple[Callable[[Scene], Iterator[Fact]], ...] = (
+    _colours,
+    _shapes,
+    _patterns,
+    _directions,
+    _places,
+    _orders,
+    _togethers,
+    _nexts,
+    _counts,
+    _big_colours,
+)
