@@ -86,7 +86,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 QUESTION_TYPES: dict[str, bool] = {name: name != "big_colour" for name in TEMPLATES}
 """Type -> whether it needs question-awareness."""
 
-_CLASSES: dict[str, tuple[str, ...]] = {
+CLASSES: dict[str, tuple[str, ...]] = {
     "colour": world.COLOUR_NAMES,
     "shape": world.SHAPES,
     "pattern": world.PATTERNS,
@@ -98,8 +98,6 @@ _CLASSES: dict[str, tuple[str, ...]] = {
     "count": COUNT_WORDS,
     "big_colour": world.COLOUR_NAMES,
 }
-CLASSES = _CLASSES
-
 
 @dataclass(frozen=True)
 class Question:
@@ -159,15 +157,28 @@ def all_questions(scene: Scene) -> Iterator[Question]:
     """Every offered fact, worded once, in a fixed order."""
     rng = scene.generator(purpose=2)
     for fact in offered_facts(scene):
-        yield word(scene, fact, rng)
+        yield word_question(fact, rng, _evidence(scene, fact), held_out=scene.held_out_wording)
 
 
 def sample_questions(
     scene: Scene, count: int, rng: np.random.Generator, types: Sequence[str] = tuple(TEMPLATES)
 ) -> list[Question]:
     """At most `count` questions, types in turn, answers of a type balanced as far as they go."""
+    return [
+        word_question(fact, rng, _evidence(scene, fact), held_out=scene.held_out_wording)
+        for fact in balanced_facts(offered_facts(scene), count, rng, types)
+    ]
+
+
+def balanced_facts(
+    offered: Sequence[Fact],
+    count: int,
+    rng: np.random.Generator,
+    types: Sequence[str] = tuple(TEMPLATES),
+) -> list[Fact]:
+    """At most `count` of the facts: types in turn, and an answer drawn before a fact with it."""
     by_type: dict[str, dict[str, list[Fact]]] = {name: {} for name in types}
-    for fact in offered_facts(scene):
+    for fact in offered:
         if fact.type in by_type:
             by_type[fact.type].setdefault(fact.answer, []).append(fact)
     chosen: list[Fact] = []
@@ -178,38 +189,43 @@ def sample_questions(
                 continue
             names = sorted(answers)
             answer = names[rng.integers(len(names))]
-            facts_left = answers[answer]
-            chosen.append(facts_left.pop(int(rng.integers(len(facts_left)))))
-            if not facts_left:
+            left = answers[answer]
+            chosen.append(left.pop(int(rng.integers(len(left)))))
+            if not left:
                 del answers[answer]
-    return [word(scene, fact, rng) for fact in chosen]
+    return chosen
 
 
-def word(scene: Scene, fact: Fact, rng: np.random.Generator, multiple_choice: bool | None = None) -> Question:
-    """Puts a fact into words; half of the questions carry options."""
+def word_question(
+    fact: Fact,
+    rng: np.random.Generator,
+    evidence: np.ndarray,
+    held_out: bool = False,
+    multiple_choice: bool | None = None,
+) -> Question:
+    """Puts a fact into words; half of the questions carry options unless it is said."""
     templates = TEMPLATES[fact.type]
-    held_out = scene.split == "shifted"
     template = templates[-1] if held_out else templates[rng.integers(len(templates) - 1)]
     text = template.format(*fact.blanks)
     if multiple_choice is None:
         multiple_choice = bool(rng.random() < 0.5)
-    answer, options = fact.answer, ()
-    if multiple_choice:
-        options = _options(fact, rng)
-        answer = LETTERS[options.index(fact.answer)]
-        text += "".join(f" {letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
-    return Question(fact.type, text, answer, options, fact.items, _evidence(scene, fact.items))
+    if not multiple_choice:
+        return Question(fact.type, text, fact.answer, (), fact.items, evidence)
+    options = _options(fact, rng)
+    listed = (f" {c}. {option}" for c, option in zip(LETTERS, options, strict=False))
+    letter = LETTERS[options.index(fact.answer)]
+    return Question(fact.type, text + "".join(listed), letter, options, fact.items, evidence)
 
 
 def _options(fact: Fact, rng: np.random.Generator) -> tuple[str, ...]:
-    others = [name for name in _CLASSES[fact.type] if name != fact.answer]
+    others = [name for name in CLASSES[fact.type] if name != fact.answer]
     picked = [others[i] for i in rng.permutation(len(others))[: len(LETTERS) - 1]]
     options = [*picked, fact.answer]
     return tuple(options[i] for i in rng.permutation(len(options)))
 
 
-def _evidence(scene: Scene, items: tuple[int, ...]) -> np.ndarray:
-    return np.unique(np.concatenate([scene.rendering.evidence(item) for item in items]))
+def _evidence(scene: Scene, fact: Fact) -> np.ndarray:
+    return np.unique(np.concatenate([scene.rendering.evidence(item) for item in fact.items]))
 
 
 def _brief(scene: Scene) -> list[tuple[int, Item]]:

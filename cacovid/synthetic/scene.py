@@ -80,6 +80,11 @@ class Scene:
         """The scene's random numbers for one purpose (1 drawing, 2 questions)."""
         return _generator(self.split, self.seed, self.index, purpose)
 
+    @property
+    def held_out_wording(self) -> bool:
+        """Whether its questions use the wordings that no other split has."""
+        return self.split == "shifted"
+
     @cached_property
     def rendering(self) -> Rendering:
         """Frames and visible pixels, drawn at first use."""

@@ -1,0 +1,42 @@
+"""Checkpoints of the tiny model's training: written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def save_checkpoint(
+    path: Path, step: int, modules: dict[str, nn.Module], optimizer: Any = None, schedule: Any = None
+) -> None:
+    """Writes the state to a temporary file, then renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state: dict[str, Any] = {"step": step}
+    state.update({name: module.state_dict() for name, module in modules.items()})
+    if optimizer is not None:
+        state["optimizer"] = optimizer.state_dict()
+    if schedule is not None:
+        state["schedule"] = schedule.state_dict()
+    temporary = path.with_name(path.name + ".part")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def load_checkpoint(
+    path: Path, modules: dict[str, nn.Module], optimizer: Any = None, schedule: Any = None
+) -> int:
+    """Restores the state and returns the number of steps done; 0 if there is no file."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    for name, module in modules.items():
+        module.load_state_dict(state[name])
+    if optimizer is not None:
+        optimizer.load_state_dict(state["optimizer"])
+    if schedule is not None:
+        schedule.load_state_dict(state["schedule"])
+    return int(state["step"])
