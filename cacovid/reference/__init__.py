@@ -1,0 +1,11 @@
+"""Every op in plain PyTorch: the specification of the kernels, and the fallback.
+
+Each function has the signature of the op of the same name in `cacovid.ops`. Floating-point ops run
+in the dtype of their input, float64 included; discrete ones follow a bit-exact recipe that is
+stated in their module (`ocss`, `frame_sample`, `select_tokens`; shared arithmetic in `fixed_point`
+and `philox`).
+"""
+
+from cacovid.reference.ocss import ocss_sample
+
+__all__ = ["ocss_sample"]

@@ -1,0 +1,57 @@
+"""Checks that several ops share; each message says what was given and what was expected."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cacovid.errors import InvalidInputError
+from cacovid.types import Grid, PerVideo
+
+
+def float32_scores(scores: Tensor, count: int, name: str, *, allow_infinite: bool) -> Tensor:
+    """`scores` as a detached, contiguous float32 `[count]` without NaN.
+
+    Raises:
+        InvalidInputError: wrong shape or dtype, NaN, or an infinity where none is allowed.
+    """
+    if scores.dim() != 1 or scores.numel() != count:
+        raise InvalidInputError(
+            f"{name} has shape {tuple(scores.shape)}; the grid asks for [{count}]"
+        )
+    if not scores.is_floating_point():
+        raise InvalidInputError(f"{name} is {scores.dtype}; expected floating point scores")
+    scores = scores.detach().to(torch.float32).contiguous()
+    bad = torch.isnan(scores) if allow_infinite else ~torch.isfinite(scores)
+    if bool(bad.any()):
+        kind = "NaN" if allow_infinite else "NaN or infinite values"
+        first = int(bad.to(torch.int8).argmax())
+        raise InvalidInputError(
+            f"{name} has {kind} (first at {first}); the policy or its input is broken, "
+            f"nothing was selected"
+        )
+    return scores
+
+
+def ratios(grid: Grid, value: PerVideo, name: str) -> tuple[float, ...]:
+    """`value` per video, each in (0, 1].
+
+    Raises:
+        InvalidInputError: for a value outside (0, 1] or a wrong number of values.
+    """
+    values = grid.per_video(value, name)
+    for ratio in values:
+        if not 0.0 < ratio <= 1.0:
+            raise InvalidInputError(f"{name} is {ratio}; expected a number in (0, 1]")
+    return values
+
+
+def at_least_one(value: int, name: str) -> int:
+    """`value`, if it is at least 1.
+
+    Raises:
+        InvalidInputError: otherwise.
+    """
+    if value < 1:
+        raise InvalidInputError(f"{name} is {value}; expected at least 1")
+    return int(value)
