@@ -6,6 +6,7 @@ object that covers many tokens in many frames, so that a question-blind choice s
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -299,7 +300,7 @@ def _nexts(scene: Scene) -> Iterator[Fact]:
     for shape in world.SHAPES:
         row = sorted((it.start, n) for n, it in enumerate(scene.items) if it.shape == shape)
         starts = Counter(start for start, _ in row)
-        for (start, a), (later, b) in zip(row, row[1:], strict=False):
+        for (start, a), (later, b) in itertools.pairwise(row):
             first, second = scene.items[a], scene.items[b]
             clear = starts[start] == 1 and starts[later] == 1
             if clear and first.brief and second.brief:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +59,7 @@ def _backgrounds(rng: np.random.Generator, scene: Scene) -> np.ndarray:
     size, frames = world.FRAME_SIZE, world.CLIP_FRAMES
     out = np.empty((frames, size, size, 3), dtype=np.float32)
     starts = (0, *scene.cuts, frames)
-    for begin, end in zip(starts, starts[1:], strict=False):
+    for begin, end in itertools.pairwise(starts):
         span = size + 4 * frames
         texture = _texture(rng, span, shifted=scene.split == "shifted")
         speed = rng.uniform(-2.0, 2.0, 2)

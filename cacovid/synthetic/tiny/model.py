@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from cacovid.synthetic import world
-from cacovid.synthetic.tiny.tokenizer import IMAGE, PAD, VIDEO, END
+from cacovid.synthetic.tiny.tokenizer import END, IMAGE, PAD, VIDEO
 
 PATCH = 12
 VISION_WIDTH = 128
