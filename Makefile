@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 $(VENV)/.stamp: Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q "$(TORCH_SPEC)"
-	$(BIN)/pip install -q numpy safetensors huggingface_hub pytest ruff
+	$(BIN)/pip install -q numpy safetensors huggingface_hub pytest hypothesis ruff
 	touch $@
 
 setup: $(VENV)/.stamp
