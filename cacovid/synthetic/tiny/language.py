@@ -1,0 +1,309 @@
+"""Stage 2: the language model, on features computed once, many questions packed after one video.
+
+No question sees another. Video tokens are dropped at random in most batches (original positions
+are kept), so that the model tolerates pruning. Auxiliary heads tell every video token what the
+answers are built from (when it is, which way its object moves, what came before): they speed the
+learning of motion and order by a lot and are thrown away afterwards.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cacovid.synthetic import world
+from cacovid.synthetic.questions import LETTERS, Question, balanced_facts, word_question
+from cacovid.synthetic.tiny.checkpoint import load_checkpoint, save_checkpoint
+from cacovid.synthetic.tiny.data import Clip
+from cacovid.synthetic.tiny.model import TEXT_WIDTH
+from cacovid.synthetic.tiny.tokenizer import END, START
+
+_FRAME_OF = torch.arange(world.CLIP_TOKENS) // world.CELLS**2
+
+
+@dataclass
+class LanguageRecipe:
+    """Settings of stage 2."""
+
+    steps: int = 12000
+    batch: int = 8
+    questions: int = 20
+    rate: float = 1.5e-3
+    weight_decay: float = 0.05
+    auxiliary_weight: float = 0.5
+    full_share: float = 0.3
+    seed: int = 0
+
+
+class AuxiliaryHeads(nn.Module):
+    """What every video token is told, after the layer that can know it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time = nn.Linear(TEXT_WIDTH, world.CLIP_FRAMES)
+        self.age = nn.Linear(TEXT_WIDTH, 4)
+        self.direction = nn.Linear(TEXT_WIDTH, len(world.DIRECTIONS))
+        self.previous = nn.Linear(TEXT_WIDTH, len(world.COLOUR_NAMES) + 1)
+
+
+class QuestionWriter:
+    """Token ids of questions and answers, in the chat template's order."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        ids = tokenizer.convert_tokens_to_ids
+        self.end = ids(END)
+        self.prefix = [ids(START), ids("user")]
+        self.tail = [self.end, ids(START), ids("assistant")]
+
+    def __call__(self, questions: list[Question]) -> list[tuple[list[int], list[int]]]:
+        """`(question ids up to the assistant's turn, answer ids with the end marker)` of each."""
+        texts = self.tokenizer([q.text for q in questions], add_special_tokens=False).input_ids
+        words = self.tokenizer.convert_tokens_to_ids([q.answer for q in questions])
+        return [(t + self.tail, [w, self.end]) for t, w in zip(texts, words, strict=True)]
+
+
+@dataclass
+class Batch:
+    """Packed rows: prefix, kept video tokens, newline, then the questions one after another."""
+
+    embeds: Tensor
+    mask: Tensor
+    positions: Tensor
+    kept: Tensor
+    answer_at: Tensor
+    answer_ids: Tensor
+    answer_weight: Tensor
+    question_of: list[list[tuple[Question, int]]]
+
+
+def build_batch(
+    model: Any, writer: QuestionWriter, features: Tensor, keep: list[np.ndarray],
+    questions: list[list[Question]], weights: list[np.ndarray] | None = None,
+) -> Batch:
+    """Embeds and packs a batch.
+
+    Args:
+        features: `[B, 576, D]`.
+        keep: Kept video tokens of each clip, ascending.
+        questions: Of each clip.
+        weights: Loss weight of each question; 1 when omitted.
+    """
+    table = model.get_input_embeddings()
+    newline = model.model.image_newline
+    lead = len(writer.prefix)
+    rows, positions, blocks, answers = [], [], [], []
+    asked: list[list[tuple[Question, int]]] = []
+    for b, group in enumerate(questions):
+        written = writer(group)
+        count = lead + len(keep[b]) + 1
+        ids: list[int] = []
+        place = [*range(lead), *(lead + keep[b]).tolist(), lead + world.CLIP_TOKENS]
+        owner = [0] * count
+        spot: list[tuple[Question, int]] = []
+        for number, (text, answer) in enumerate(written):
+            base = lead + world.CLIP_TOKENS + 1
+            first = count + len(ids) + len(text) - 1
+            weight = 1.0 if weights is None else float(weights[b][number])
+            answers.append((b, first, answer[0], weight))
+            answers.append((b, first + 1, answer[1], 0.1 * weight))
+            spot.append((group[number], len(answers) - 2))
+            ids += text + answer
+            size = len(text) + len(answer)
+            place += range(base, base + size)
+            owner += [number + 1] * size
+        asked.append(spot)
+        head = table(torch.tensor(writer.prefix))
+        video = features[b, torch.from_numpy(keep[b])]
+        rows.append(torch.cat([head, video, newline[None], table(torch.tensor(ids))]))
+        positions.append(torch.tensor(place))
+        blocks.append(torch.tensor(owner))
+    longest = max(len(row) for row in rows)
+    pad = [longest - len(row) for row in rows]
+    embeds = torch.stack([F.pad(row, (0, 0, 0, p)) for row, p in zip(rows, pad, strict=True)])
+    position_ids = torch.stack([F.pad(x, (0, p)) for x, p in zip(positions, pad, strict=True)])
+    block = torch.stack([F.pad(x, (0, p), value=-1) for x, p in zip(blocks, pad, strict=True)])
+    causal = torch.ones(longest, longest, dtype=torch.bool).tril()
+    mine = block[:, :, None] == block[:, None, :]
+    shared = (block == 0)[:, None, :]
+    allowed = causal & (mine | shared)
+    where = torch.tensor([(a, b) for a, b, _, _ in answers])
+    return Batch(
+        embeds, torch.zeros(allowed.shape).masked_fill(~allowed, -1e9)[:, None], position_ids,
+        torch.tensor([len(k) for k in keep]), where,
+        torch.tensor([i for _, _, i, _ in answers]), torch.tensor([w for *_, w in answers]), asked,
+    )
+
+
+def choose_tokens(
+    rng: np.random.Generator, clips: list[Clip], questions: list[list[Question]], recipe: LanguageRecipe
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Kept tokens of each clip and the questions' weights: all, random, or evidence and random.
+
+    One ratio per batch, so that rows are of like length.
+    """
+    total = world.CLIP_TOKENS
+    mode = rng.random()
+    if mode < recipe.full_share:
+        everything = np.arange(total)
+        return [everything] * len(clips), [np.ones(len(q)) for q in questions]
+    ratio = float(np.exp(rng.uniform(np.log(0.04), 0.0)))
+    keep, weights = [], []
+    for group in questions:
+        chosen = rng.random(total) < ratio
+        if mode > (1 + recipe.full_share) / 2:
+            served = rng.random(len(group)) < max(0.3, ratio)
+            served[rng.integers(len(group))] = True
+            for question, yes in zip(group, served, strict=True):
+                if yes:
+                    chosen[question.evidence] = True
+        if not chosen.any():
+            chosen[rng.integers(total)] = True
+        share = np.array([chosen[q.evidence].mean() for q in group])
+        # What cannot be answered teaches only the prior of its answers.
+        weights.append(np.where(share > 0.45, 1.0, 0.15))
+        keep.append(np.flatnonzero(chosen))
+    return keep, weights
+
+
+def auxiliary_loss(
+    heads: AuxiliaryHeads, states: tuple[Tensor, ...], keep: list[np.ndarray], clips: list[Clip]
+) -> Tensor:
+    """Dense losses on the video tokens' hidden states (time at 1, age at 2, the rest after 3)."""
+    lead = 2
+    early, middle, late, frame, age, direction, previous = [], [], [], [], [], [], []
+    for b, (tokens, clip) in enumerate(zip(keep, clips, strict=True)):
+        span = slice(lead, lead + len(tokens))
+        early.append(states[1][b, span])
+        middle.append(states[2][b, span])
+        late.append(states[3][b, span])
+        at = tokens // world.CELLS**2
+        owner = clip.owner[tokens]
+        row = clip.items[owner]
+        none = owner < 0
+        since = at - row[:, 3]
+        frame.append(at)
+        age.append(np.where(none, -100, np.minimum(since, 3)))
+        direction.append(np.where(none | (since == 0) | (row[:, 5] < 0), -100, row[:, 5]))
+        previous.append(np.where(none | (row[:, 7] == 0), -100, row[:, 6] + 1))
+    def loss(head: nn.Linear, x: list[Tensor], truth: list[np.ndarray]) -> Tensor:
+        labels = torch.from_numpy(np.concatenate(truth).astype(np.int64))
+        logits = head(torch.cat(x).float())
+        total = F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+        return total / (labels >= 0).sum().clamp(min=1)
+
+    return (
+        0.3 * loss(heads.time, early, frame)
+        + 0.5 * loss(heads.age, middle, age)
+        + loss(heads.direction, late, direction)
+        + 0.5 * loss(heads.previous, late, previous)
+    )
+
+
+def draw_questions(
+    rng: np.random.Generator, clip: Clip, count: int, held_out: bool = False
+) -> list[Question]:
+    """Balanced questions on a stored clip."""
+    return [
+        word_question(
+            fact, rng, np.unique(np.concatenate([clip.evidence[i] for i in fact.items])), held_out
+        )
+        for fact in balanced_facts(clip.facts, count, rng)
+    ]
+
+
+def forward(model: Any, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Logits at the answers' positions `[2 * questions, vocabulary]`, and all hidden states."""
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model.model.language_model(
+            inputs_embeds=batch.embeds.to(torch.bfloat16),
+            attention_mask=batch.mask.to(torch.bfloat16),
+            position_ids=batch.positions, use_cache=False, output_hidden_states=True,
+        )
+    hidden = out.last_hidden_state[batch.answer_at[:, 0], batch.answer_at[:, 1]]
+    return hidden.float() @ model.get_input_embeddings().weight.T, out.hidden_states
+
+
+def train_language(
+    model: Any, tokenizer: Any, clips: list[Clip], features: Tensor, folder: Path, recipe: LanguageRecipe,
+    validation: tuple[list[Clip], Tensor] | None = None,
+) -> None:
+    """Trains the language model and the word embeddings; resumable."""
+    writer = QuestionWriter(tokenizer)
+    heads = AuxiliaryHeads()
+    modules = {"model": model, "heads": heads}
+    weights = [*model.model.language_model.parameters(), *heads.parameters(), model.model.image_newline]
+    optimizer = torch.optim.AdamW(
+        weights, lr=recipe.rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.rate, total_steps=recipe.steps, pct_start=0.04, cycle_momentum=False,
+        final_div_factor=1e3,
+    )
+    path = folder / "language.pt"
+    start = load_checkpoint(path, modules, optimizer, schedule)
+    began = time.monotonic()
+    for step in range(start, recipe.steps):
+        rng = np.random.default_rng([recipe.seed, 2, step])
+        chosen = rng.integers(0, len(clips), recipe.batch)
+        group = [clips[i] for i in chosen]
+        asked = [draw_questions(rng, clip, recipe.questions) for clip in group]
+        keep, share = choose_tokens(rng, group, asked, recipe)
+        batch = build_batch(model, writer, features[chosen].float(), keep, asked, share)
+        logits, states = forward(model, batch)
+        each = F.cross_entropy(logits, batch.answer_ids, reduction="none")
+        answer_loss = (each * batch.answer_weight).sum() / batch.answer_weight.sum()
+        aux = auxiliary_loss(heads, states, keep, group)
+        optimizer.zero_grad(set_to_none=True)
+        (answer_loss + recipe.auxiliary_weight * aux).backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 99:
+            print(
+                f"language {step + 1}/{recipe.steps} {time.monotonic() - began:.0f}s "
+                f"answer {answer_loss:.3f} auxiliary {aux:.3f}", flush=True,
+            )
+        if step % 500 == 499 or step == recipe.steps - 1:
+            save_checkpoint(path, step + 1, modules, optimizer, schedule)
+            if validation is not None:
+                print(describe_accuracy(accuracy_by_type(model, writer, *validation)), flush=True)
+
+
+@torch.no_grad()
+def accuracy_by_type(
+    model: Any, writer: QuestionWriter, clips: list[Clip], features: Tensor, count: int = 64
+) -> dict[str, tuple[int, int]]:
+    """Right answers and questions of each type, uncompressed, on stored clips (first word)."""
+    model.eval()
+    tally: dict[str, list[int]] = {}
+    for begin in range(0, min(count, len(clips)), 8):
+        part = clips[begin : begin + 8]
+        asked = [draw_questions(np.random.default_rng([7, begin + i]), c, 20) for i, c in enumerate(part)]
+        keep = [np.arange(world.CLIP_TOKENS)] * len(part)
+        batch = build_batch(model, writer, features[begin : begin + len(part)].float(), keep, asked)
+        right = forward(model, batch)[0].argmax(dim=1) == batch.answer_ids
+        for row in batch.question_of:
+            for question, at in row:
+                name = question.type + ("/letter" if question.answer in LETTERS else "")
+                entry = tally.setdefault(name, [0, 0])
+                entry[0] += int(right[at])
+                entry[1] += 1
+    model.train()
+    return {name: (right, count) for name, (right, count) in sorted(tally.items())}
+
+
+def describe_accuracy(tally: dict[str, tuple[int, int]]) -> str:
+    """One line: accuracy in all and of each type."""
+    right = sum(r for r, _ in tally.values())
+    count = sum(n for _, n in tally.values())
+    return f"  accuracy {right / count:.3f} | " + " ".join(
+        f"{name} {r / n:.2f}" for name, (r, n) in tally.items()
+    )
