@@ -1,0 +1,81 @@
+"""The whole recipe of the embedded model: what is made, for how long, and where it is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cacovid.synthetic.tiny.checkpoint import load_checkpoint
+from cacovid.synthetic.tiny.data import load_clips, make_clips
+from cacovid.synthetic.tiny.language import LanguageRecipe, train_language
+from cacovid.synthetic.tiny.model import build_model
+from cacovid.synthetic.tiny.tokenizer import build_tokenizer
+from cacovid.synthetic.tiny.vision import DenseHeads, compute_features, train_vision
+
+
+@dataclass
+class Recipe:
+    """Settings of the run that made the embedded model.
+
+    Args:
+        clips: Training clips (about 1 MB each on disk).
+        validation_clips: Clips that the training reports its accuracy on.
+        vision_steps, vision_batch, vision_rate: Stage 1.
+        language: Stage 2.
+        seed: Of everything.
+    """
+
+    clips: int = 6000
+    validation_clips: int = 200
+    vision_steps: int = 2500
+    vision_batch: int = 4
+    vision_rate: float = 2e-3
+    language: LanguageRecipe = field(default_factory=LanguageRecipe)
+    seed: int = 0
+
+
+def train(folder: Path, recipe: Recipe) -> tuple[Any, Any]:
+    """Trains the model from nothing; every stage takes up where it was left.
+
+    Args:
+        folder: Clips, checkpoints and features; deleting it starts anew.
+        recipe: Settings.
+
+    Returns:
+        The model and its tokenizer.
+    """
+    clips_folder = folder / "clips"
+    make_clips(clips_folder, "validation", recipe.validation_clips)
+    make_clips(clips_folder, "train", recipe.clips)
+    clips, frames = load_clips(clips_folder, "train", recipe.clips)
+    held, held_frames = load_clips(clips_folder, "validation", recipe.validation_clips)
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, recipe.seed)
+    train_vision(
+        model, tokenizer, clips, frames, folder, recipe.vision_steps, recipe.vision_batch,
+        recipe.vision_rate, recipe.seed,
+    )
+    heads = DenseHeads(model.get_input_embeddings(), tokenizer)
+    load_checkpoint(folder / "vision.pt", {"model": model, "heads": heads})
+    features = _cached_features(folder / "features-train.pt", model, frames, len(clips))
+    held_features = _cached_features(
+        folder / "features-validation.pt", model, held_frames, len(held)
+    )
+    train_language(
+        model, tokenizer, clips, features, folder, recipe.language, (held, held_features)
+    )
+    return model, tokenizer
+
+
+def _cached_features(path: Path, model: Any, frames: Any, count: int) -> Tensor:
+    if path.exists():
+        return torch.load(path, weights_only=True)
+    features = compute_features(model, frames, count)
+    temporary = path.with_name(path.name + ".part")
+    torch.save(features, temporary)
+    temporary.replace(path)
+    return features
