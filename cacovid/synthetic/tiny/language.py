@@ -39,6 +39,7 @@ class LanguageRecipe:
     weight_decay: float = 0.05
     auxiliary_weight: float = 0.5
     full_share: float = 0.3
+    checkpoint_every: int = 500
     seed: int = 0
 
 
@@ -271,7 +272,7 @@ def train_language(
                 f"language {step + 1}/{recipe.steps} {time.monotonic() - began:.0f}s "
                 f"answer {answer_loss:.3f} auxiliary {aux:.3f}", flush=True,
             )
-        if step % 500 == 499 or step == recipe.steps - 1:
+        if (step + 1) % recipe.checkpoint_every == 0 or step == recipe.steps - 1:
             save_checkpoint(path, step + 1, modules, optimizer, schedule)
             if validation is not None:
                 print(describe_accuracy(accuracy_by_type(model, writer, *validation)), flush=True)
