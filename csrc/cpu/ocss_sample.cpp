@@ -1,0 +1,151 @@
+// torch.ops.cacovid.ocss_sample on the CPU.
+#include "cacovid/ocss.h"
+
+#include <algorithm>
+#include <functional>
+#include <limits>
+
+#include "checks.h"
+
+namespace cacovid {
+namespace {
+
+constexpr size_t kPlanFields = 5;
+
+std::vector<OcssPlan> unpack(const std::vector<int64_t>& fields) {
+  if (fields.empty() || fields.size() % kPlanFields != 0) {
+    fail("the plan has ", fields.size(), " integers; expected ", kPlanFields,
+         " for each video: frames, tokens, keep, subspaces, cap");
+  }
+  std::vector<OcssPlan> plans;
+  for (size_t at = 0; at < fields.size(); at += kPlanFields) {
+    const int64_t* f = fields.data() + at;
+    const OcssPlan plan{f[0], f[1], f[2], f[3], f[4]};
+    const bool good = plan.frames >= 1 && plan.frames <= std::numeric_limits<int32_t>::max() &&
+                      plan.tokens >= 1 && plan.tokens <= kMaxEntries && plan.keep >= 1 &&
+                      plan.keep <= plan.tokens && plan.subspaces >= 1 &&
+                      plan.subspaces <= plan.tokens && plan.cap >= 1 && plan.cap <= kOne;
+    if (!good) {
+      fail("the plan of video ", at / kPlanFields,
+           " contradicts itself; make it with reference.ocss_plan");
+    }
+    plans.push_back(plan);
+  }
+  return plans;
+}
+
+// Draws the rollouts of single frames; the buffers are kept from frame to frame.
+class FrameSampler {
+ public:
+  FrameSampler(const OcssPlan& plan, int64_t rollouts, uint64_t seed, uint32_t item)
+      : plan_(plan),
+        rollouts_(rollouts),
+        seed_(seed),
+        item_(item),
+        keys_(plan.tokens),
+        ranked_(plan.tokens),
+        prefix_(plan.subspaces),
+        weights_(plan.tokens),
+        scratch_(plan.tokens + 2 * plan.subspaces),
+        race_(plan.longest()) {}
+
+  // scores: [n] of frame `frame`; out: its k columns of row 0, rows `stride` apart; base: number
+  // of the frame's first token.
+  void sample(const float* scores, int64_t frame, int64_t base, int32_t* out, int64_t stride) {
+    const int64_t n = plan_.tokens;
+    for (int64_t i = 0; i < n; ++i) keys_[i] = packed_key(scores[i], static_cast<uint32_t>(i));
+    std::sort(keys_.begin(), keys_.end(), std::greater<>());
+    for (int64_t i = 0; i < n; ++i) ranked_[i] = scores[packed_index(keys_[i])];
+    emit_window(0, base, out);
+    if (rollouts_ == 1) return;
+    frame_tables(ranked_.data(), plan_, prefix_.data(), weights_.data(), scratch_.data());
+    for (int64_t g = 1; g < rollouts_; ++g) {
+      draw(static_cast<uint32_t>(frame), static_cast<uint32_t>(g), base, out + g * stride);
+    }
+  }
+
+ private:
+  void draw(uint32_t frame, uint32_t rollout, int64_t base, int32_t* out) {
+    PhiloxWords words = draw_block(kOpOcss, 0, frame, rollout, item_, seed_);
+    const int64_t j = chosen_subspace(prefix_.data(), plan_.subspaces, words.word[0]);
+    const int64_t begin = plan_.start(j), size = plan_.start(j + 1) - begin;
+    if (size < plan_.keep) {
+      emit_window(std::min(begin, plan_.tokens - plan_.keep), base, out);
+      return;
+    }
+    for (int64_t i = 0; i < size; ++i) {
+      const uint32_t t = static_cast<uint32_t>(i + 1);
+      if ((t & 3u) == 0) words = draw_block(kOpOcss, t >> 2, frame, rollout, item_, seed_);
+      race_[i] = race_entry(words.word[t & 3u], weights_[begin + i], static_cast<uint32_t>(i));
+    }
+    if (plan_.keep < size) {
+      std::nth_element(race_.begin(), race_.begin() + plan_.keep, race_.begin() + size);
+    }
+    for (int64_t i = 0; i < plan_.keep; ++i) {
+      const int64_t rank = begin + static_cast<uint32_t>(race_[i]);
+      out[i] = static_cast<int32_t>(base + packed_index(keys_[rank]));
+    }
+    std::sort(out, out + plan_.keep);
+  }
+
+  // The ranks [begin, begin + k).
+  void emit_window(int64_t begin, int64_t base, int32_t* out) {
+    for (int64_t i = 0; i < plan_.keep; ++i) {
+      out[i] = static_cast<int32_t>(base + packed_index(keys_[begin + i]));
+    }
+    std::sort(out, out + plan_.keep);
+  }
+
+  const OcssPlan plan_;
+  const int64_t rollouts_;
+  const uint64_t seed_;
+  const uint32_t item_;
+  std::vector<uint64_t> keys_;
+  std::vector<float> ranked_;
+  std::vector<int64_t> prefix_;
+  std::vector<float> weights_;
+  std::vector<int64_t> scratch_;
+  std::vector<uint64_t> race_;
+};
+
+Tensor ocss_sample_cpu(const Tensor& token_scores, const std::vector<int64_t>& plan_fields,
+                       int64_t rollouts, int64_t seed, int64_t offset) {
+  const std::vector<OcssPlan> plans = unpack(plan_fields);
+  if (rollouts < 1) fail("rollouts is ", rollouts, "; expected at least 1");
+  int64_t num_tokens = 0, columns = 0;
+  for (const OcssPlan& plan : plans) {
+    num_tokens += plan.frames * plan.tokens;
+    columns += plan.frames * plan.keep;
+  }
+  if (num_tokens > std::numeric_limits<int32_t>::max()) {
+    fail("the videos have ", num_tokens, " tokens; the int32 indices hold 2,147,483,647 at most");
+  }
+  const Tensor scores = contiguous_scores(token_scores, num_tokens, "token_scores");
+  const float* z = scores.const_data_ptr<float>();
+  check_values(z, num_tokens, "token_scores", false);
+
+  Tensor indices = torch::stable::new_empty(scores, {rollouts, columns}, ScalarType::Int);
+  int32_t* out = indices.mutable_data_ptr<int32_t>();
+  int64_t base = 0;
+  for (size_t v = 0; v < plans.size(); ++v) {
+    const OcssPlan& plan = plans[v];
+    const uint32_t item = static_cast<uint32_t>(static_cast<uint64_t>(offset) + v);
+    torch::stable::parallel_for(0, plan.frames, 1, [&](int64_t begin, int64_t end) {
+      FrameSampler sampler(plan, rollouts, static_cast<uint64_t>(seed), item);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = base + i * plan.tokens;
+        sampler.sample(z + first, i, first, out + i * plan.keep, columns);
+      }
+    });
+    base += plan.frames * plan.tokens;
+    out += plan.frames * plan.keep;
+  }
+  return indices;
+}
+
+}  // namespace
+}  // namespace cacovid
+
+STABLE_TORCH_LIBRARY_IMPL(cacovid, CPU, m) {
+  m.impl("ocss_sample", TORCH_BOX(&cacovid::ocss_sample_cpu));
+}
