@@ -37,6 +37,4 @@ Tensor gather_cpu(const Tensor& rows, const Tensor& keep) {
 }  // namespace
 }  // namespace cacovid
 
-STABLE_TORCH_LIBRARY_IMPL(cacovid, CPU, m) {
-  m.impl("gather", TORCH_BOX(&cacovid::gather_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(cacovid, CPU, m) { m.impl("gather", TORCH_BOX(&cacovid::gather_cpu)); }

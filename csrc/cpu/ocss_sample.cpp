@@ -1,10 +1,9 @@
 // torch.ops.cacovid.ocss_sample on the CPU.
-#include "cacovid/ocss.h"
-
 #include <algorithm>
 #include <functional>
 #include <limits>
 
+#include "cacovid/ocss.h"
 #include "checks.h"
 
 namespace cacovid {

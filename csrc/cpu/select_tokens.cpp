@@ -1,9 +1,8 @@
 // torch.ops.cacovid.select_tokens on the CPU.
-#include "cacovid/select.h"
-
 #include <algorithm>
 #include <functional>
 
+#include "cacovid/select.h"
 #include "checks.h"
 
 namespace cacovid {
@@ -114,8 +113,7 @@ Tensor select_tokens_cpu(const Tensor& token_scores, const std::optional<Tensor>
     torch::stable::parallel_for(0, plan.frames, kFramesPerTask, [&](int64_t begin, int64_t end) {
       std::vector<uint64_t> keys;
       for (int64_t i = begin; i < end; ++i) {
-        mark_best(z + i * plan.tokens, plan.tokens, quotas[i], keys,
-                  mask.data() + i * plan.tokens);
+        mark_best(z + i * plan.tokens, plan.tokens, quotas[i], keys, mask.data() + i * plan.tokens);
       }
     });
     write_kept(mask.data(), plan, base, out);

@@ -74,8 +74,8 @@ CACOVID_HD void frame_tables(const float* ranked, const OcssPlan& plan, int64_t*
 // Rollout, item 1: the sub-space that the word chooses.
 CACOVID_HD int64_t chosen_subspace(const int64_t* prefix, int64_t subspaces, uint32_t word) {
   // prefix stays below 2**31 for 32,767 sub-spaces, so the product fits.
-  const int64_t target =
-      static_cast<int64_t>((static_cast<uint64_t>(word) * static_cast<uint64_t>(prefix[subspaces - 1])) >> 32);
+  const int64_t target = static_cast<int64_t>(
+      (static_cast<uint64_t>(word) * static_cast<uint64_t>(prefix[subspaces - 1])) >> 32);
   int64_t low = 0, high = subspaces - 1;  // the answer lies in [low, high]
   while (low < high) {
     const int64_t middle = (low + high) / 2;

@@ -24,10 +24,19 @@ CACOVID_HD int64_t fixed_exp(double d) {
   const double high = whole * 0.693145751953125;
   const double low = whole * 1.42860682030941723212e-6;
   const double x = (d - high) - low;
-  constexpr double kInverseFactorials[] = {
-      1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0, 1.0 / 40320.0,
-      1.0 / 5040.0,      1.0 / 720.0,      1.0 / 120.0,     1.0 / 24.0,     1.0 / 6.0,
-      1.0 / 2.0,         1.0,              1.0};  // 12! down to 0!
+  constexpr double kInverseFactorials[] = {1.0 / 479001600.0,
+                                           1.0 / 39916800.0,
+                                           1.0 / 3628800.0,
+                                           1.0 / 362880.0,
+                                           1.0 / 40320.0,
+                                           1.0 / 5040.0,
+                                           1.0 / 720.0,
+                                           1.0 / 120.0,
+                                           1.0 / 24.0,
+                                           1.0 / 6.0,
+                                           1.0 / 2.0,
+                                           1.0,
+                                           1.0};  // 12! down to 0!
   double p = 1.0 / 6227020800.0;                  // 13!
   for (int j = 0; j < 13; ++j) {
     p = p * x;
