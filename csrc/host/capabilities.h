@@ -11,15 +11,15 @@ std::vector<std::string> cpu_features();
 
 struct Gpu {
   std::string name;
-  int major = 0;            // compute capability
+  int major = 0;  // compute capability
   int minor = 0;
   int multiprocessors = 0;
   unsigned long long bytes = 0;
 };
 
 struct Driver {
-  int version = 0;          // e.g. 13000 for CUDA 13.0; 0 without a driver
-  std::string problem;      // why there are no devices; empty where there are
+  int version = 0;      // e.g. 13000 for CUDA 13.0; 0 without a driver
+  std::string problem;  // why there are no devices; empty where there are
   std::vector<Gpu> gpus;
 };
 
