@@ -100,6 +100,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "big_colour": world.COLOUR_NAMES,
 }
 
+
 @dataclass(frozen=True)
 class Question:
     """One question on one scene.

@@ -130,8 +130,7 @@ def make_scene(split: str, seed: int, index: int) -> Scene:
     shots = list(zip((0, *cuts), (*cuts, frames), strict=True))
     items: list[Item] = []
     for begin, end in shots:
-        for _ in range(BIG_AT_ONCE):
-            items.append(_big(rng, unused.pop(), begin, end))
+        items.extend(_big(rng, unused.pop(), begin, end) for _ in range(BIG_AT_ONCE))
     brief: list[Item] = []
     for begin, end in shots:
         for lane in range(BRIEF_AT_ONCE):
@@ -152,7 +151,9 @@ def make_scene(split: str, seed: int, index: int) -> Scene:
 
 
 def _generator(split: str, seed: int, index: int, purpose: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=[SPLITS[split] << 8 | purpose, seed << 32 | index]))
+    return np.random.Generator(
+        np.random.Philox(key=[SPLITS[split] << 8 | purpose, seed << 32 | index])
+    )
 
 
 def _big(rng: np.random.Generator, name: tuple[str, str], begin: int, end: int) -> Item:

@@ -35,7 +35,12 @@ PLACES = ("topleft", "topright", "bottomleft", "bottomright")
 COLOUR_NAMES = tuple(COLOURS)
 
 #: Unit steps (x, y) of each direction; y points down.
-STEPS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+STEPS: dict[str, tuple[int, int]] = {
+    "left": (-1, 0),
+    "right": (1, 0),
+    "up": (0, -1),
+    "down": (0, 1),
+}
 
 #: A token shows an object when at least this many of its pixels are visible in the token's cell.
 EVIDENCE_PIXELS = 40

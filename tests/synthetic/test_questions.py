@@ -51,7 +51,9 @@ def test_every_type_is_offered_with_its_answers(name):
     for _, question in of_type(name):
         assert said(question) in CLASSES[name]
         if question.options:
-            assert len(question.options) <= 4 and len(set(question.options)) == len(question.options)
+            assert len(question.options) <= 4 and len(set(question.options)) == len(
+                question.options
+            )
 
 
 @pytest.mark.parametrize("name", ["colour", "shape", "pattern"])
@@ -105,9 +107,7 @@ def test_count():
 
 
 def test_evidence_of_question_dependent_types_is_at_most_two_percent():
-    shares = [
-        len(q.evidence) / world.CLIP_TOKENS for _, q in QUESTIONS if q.question_dependent
-    ]
+    shares = [len(q.evidence) / world.CLIP_TOKENS for _, q in QUESTIONS if q.question_dependent]
     assert max(shares) <= world.MAX_EVIDENCE_SHARE
     assert all((np.diff(q.evidence) > 0).all() for _, q in QUESTIONS)
 

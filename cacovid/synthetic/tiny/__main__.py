@@ -1,7 +1,7 @@
 """Trains and evaluates the embedded model.
 
-    python -m cacovid.synthetic.tiny train    --work runs/tiny --output cacovid/assets/tiny
-    python -m cacovid.synthetic.tiny evaluate --model cacovid/assets/tiny --output bench/results/tiny-model.md
+    python -m cacovid.synthetic.tiny train --work runs/tiny --output cacovid/assets/tiny
+    python -m cacovid.synthetic.tiny evaluate --output bench/results/tiny-model.md
 
 `train` may be stopped at any time and run again: it takes up at the last checkpoint.
 """

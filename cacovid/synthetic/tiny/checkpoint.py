@@ -11,7 +11,11 @@ from torch import nn
 
 
 def save_checkpoint(
-    path: Path, step: int, modules: dict[str, nn.Module], optimizer: Any = None, schedule: Any = None
+    path: Path,
+    step: int,
+    modules: dict[str, nn.Module],
+    optimizer: Any = None,
+    schedule: Any = None,
 ) -> None:
     """Writes the state to a temporary file, then renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -130,11 +130,15 @@ def make_clips(folder: Path, split: str, count: int, seed: int = 0, workers: int
     folder.mkdir(parents=True, exist_ok=True)
     shards = range(-(-count // _SHARD))
     with ProcessPoolExecutor(workers) as pool:
-        for _ in pool.map(_make_shard, *zip(*((str(folder), split, seed, s) for s in shards), strict=True)):
+        for _ in pool.map(
+            _make_shard, *zip(*((str(folder), split, seed, s) for s in shards), strict=True)
+        ):
             pass
 
 
-def load_clips(folder: Path, split: str, count: int, seed: int = 0) -> tuple[list[Clip], list[np.ndarray]]:
+def load_clips(
+    folder: Path, split: str, count: int, seed: int = 0
+) -> tuple[list[Clip], list[np.ndarray]]:
     """The stored clips and their frames (memory-mapped, one array per shard of 100)."""
     clips: list[Clip] = []
     frames: list[np.ndarray] = []

@@ -46,7 +46,11 @@ class TestSet:
 
 
 def make_test_set(
-    model: Any, split: str, scenes: int, per_scene: int = 10, seed: int = 0,
+    model: Any,
+    split: str,
+    scenes: int,
+    per_scene: int = 10,
+    seed: int = 0,
     types: Sequence[str] = tuple(TEMPLATES),
 ) -> TestSet:
     """Writes, reads and encodes the scenes, and draws balanced questions on them."""
@@ -54,7 +58,8 @@ def make_test_set(
 
     made = [make_scene(split, seed, index) for index in range(scenes)]
     sampling = FrameSampling(max_frames=world.CLIP_FRAMES, fps=world.CLIP_FPS)
-    features, asked = [], []
+    features: list[Tensor] = []
+    asked: list[tuple[int, Question]] = []
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         for index, scene in enumerate(made):
             path = scene.write(Path(folder) / "clip.mp4")
@@ -67,9 +72,7 @@ def make_test_set(
 
 
 @torch.no_grad()
-def answers(
-    model: Any, tokenizer: Any, test: TestSet, keep: Sequence[np.ndarray]
-) -> np.ndarray:
+def answers(model: Any, tokenizer: Any, test: TestSet, keep: Sequence[np.ndarray]) -> np.ndarray:
     """The first word's token id that the model answers each question with.
 
     Args:
@@ -88,8 +91,10 @@ def answers(
             model, writer, features, [keep[i] for i in part], [[test.asked[i][1]] for i in part]
         )
         hidden = model.model.language_model(
-            inputs_embeds=batch.embeds, attention_mask=batch.mask,
-            position_ids=batch.positions, use_cache=False,
+            inputs_embeds=batch.embeds,
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            use_cache=False,
         ).last_hidden_state
         first = batch.answer_at[::2]
         logits = model.lm_head(hidden[first[:, 0], first[:, 1]])

@@ -30,15 +30,28 @@ _FRAME_OF = torch.arange(world.CLIP_TOKENS) // world.CELLS**2
 
 @dataclass
 class LanguageRecipe:
-    """Settings of stage 2."""
+    """Settings of stage 2.
 
-    steps: int = 12000
+    Args:
+        steps, batch, questions: Updates, clips of each, questions on each clip.
+        rate, weight_decay: Of AdamW; the rate follows one cycle.
+        auxiliary_weight: Of the video tokens' own losses.
+        full_share: Share of batches that keep all tokens.
+        full_from: Share of the steps before any batch keeps all: short prompts come first.
+        compile: Whether the decoder goes through `torch.compile` (needs a C++ compiler).
+        checkpoint_every: Steps.
+        seed: Of clips, questions and dropped tokens.
+    """
+
+    steps: int = 6500
     batch: int = 8
     questions: int = 20
     rate: float = 1.5e-3
     weight_decay: float = 0.05
     auxiliary_weight: float = 0.5
     full_share: float = 0.3
+    full_from: float = 0.15
+    compile: bool = True
     checkpoint_every: int = 500
     seed: int = 0
 
@@ -86,8 +99,12 @@ class Batch:
 
 
 def build_batch(
-    model: Any, writer: QuestionWriter, features: Tensor, keep: list[np.ndarray],
-    questions: list[list[Question]], weights: list[np.ndarray] | None = None,
+    model: Any,
+    writer: QuestionWriter,
+    features: Tensor,
+    keep: list[np.ndarray],
+    questions: list[list[Question]],
+    weights: list[np.ndarray] | None = None,
 ) -> Batch:
     """Embeds and packs a batch.
 
@@ -137,14 +154,22 @@ def build_batch(
     allowed = causal & (mine | shared)
     where = torch.tensor([(a, b) for a, b, _, _ in answers])
     return Batch(
-        embeds, torch.zeros(allowed.shape).masked_fill(~allowed, -1e9)[:, None], position_ids,
-        torch.tensor([len(k) for k in keep]), where,
-        torch.tensor([i for _, _, i, _ in answers]), torch.tensor([w for *_, w in answers]), asked,
+        embeds,
+        torch.zeros(allowed.shape).masked_fill(~allowed, -1e9)[:, None],
+        position_ids,
+        torch.tensor([len(k) for k in keep]),
+        where,
+        torch.tensor([i for _, _, i, _ in answers]),
+        torch.tensor([w for *_, w in answers]),
+        asked,
     )
 
 
 def choose_tokens(
-    rng: np.random.Generator, clips: list[Clip], questions: list[list[Question]], recipe: LanguageRecipe
+    rng: np.random.Generator,
+    clips: list[Clip],
+    questions: list[list[Question]],
+    full_share: float,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Kept tokens of each clip and the questions' weights: all, random, or evidence and random.
 
@@ -152,14 +177,14 @@ def choose_tokens(
     """
     total = world.CLIP_TOKENS
     mode = rng.random()
-    if mode < recipe.full_share:
+    if mode < full_share:
         everything = np.arange(total)
         return [everything] * len(clips), [np.ones(len(q)) for q in questions]
     ratio = float(np.exp(rng.uniform(np.log(0.04), 0.0)))
     keep, weights = [], []
     for group in questions:
         chosen = rng.random(total) < ratio
-        if mode > (1 + recipe.full_share) / 2:
+        if mode > (1 + full_share) / 2:
             served = rng.random(len(group)) < max(0.3, ratio)
             served[rng.integers(len(group))] = True
             for question, yes in zip(group, served, strict=True):
@@ -194,6 +219,7 @@ def auxiliary_loss(
         age.append(np.where(none, -100, np.minimum(since, 3)))
         direction.append(np.where(none | (since == 0) | (row[:, 5] < 0), -100, row[:, 5]))
         previous.append(np.where(none | (row[:, 7] == 0), -100, row[:, 6] + 1))
+
     def loss(head: nn.Linear, x: list[Tensor], truth: list[np.ndarray]) -> Tensor:
         labels = torch.from_numpy(np.concatenate(truth).astype(np.int64))
         logits = head(torch.cat(x).float())
@@ -220,45 +246,65 @@ def draw_questions(
     ]
 
 
-def forward(model: Any, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
+def forward(model: Any, batch: Batch, decoder: Any = None) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Logits at the answers' positions `[2 * questions, vocabulary]`, and all hidden states."""
+    decoder = model.model.language_model if decoder is None else decoder
     with torch.autocast("cpu", torch.bfloat16):
-        out = model.model.language_model(
+        out = decoder(
             inputs_embeds=batch.embeds.to(torch.bfloat16),
             attention_mask=batch.mask.to(torch.bfloat16),
-            position_ids=batch.positions, use_cache=False, output_hidden_states=True,
+            position_ids=batch.positions,
+            use_cache=False,
+            output_hidden_states=True,
         )
     hidden = out.last_hidden_state[batch.answer_at[:, 0], batch.answer_at[:, 1]]
     return hidden.float() @ model.get_input_embeddings().weight.T, out.hidden_states
 
 
 def train_language(
-    model: Any, tokenizer: Any, clips: list[Clip], features: Tensor, folder: Path, recipe: LanguageRecipe,
+    model: Any,
+    tokenizer: Any,
+    clips: list[Clip],
+    features: Tensor,
+    folder: Path,
+    recipe: LanguageRecipe,
     validation: tuple[list[Clip], Tensor] | None = None,
 ) -> None:
     """Trains the language model and the word embeddings; resumable."""
     writer = QuestionWriter(tokenizer)
     heads = AuxiliaryHeads()
     modules = {"model": model, "heads": heads}
-    weights = [*model.model.language_model.parameters(), *heads.parameters(), model.model.image_newline]
+    weights = [
+        *model.model.language_model.parameters(),
+        *heads.parameters(),
+        model.model.image_newline,
+    ]
     optimizer = torch.optim.AdamW(
         weights, lr=recipe.rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.rate, total_steps=recipe.steps, pct_start=0.04, cycle_momentum=False,
+        optimizer,
+        recipe.rate,
+        total_steps=recipe.steps,
+        pct_start=0.04,
+        cycle_momentum=False,
         final_div_factor=1e3,
     )
     path = folder / "language.pt"
     start = load_checkpoint(path, modules, optimizer, schedule)
     began = time.monotonic()
+    decoder = model.model.language_model
+    if recipe.compile:
+        decoder = torch.compile(decoder, dynamic=True)
     for step in range(start, recipe.steps):
         rng = np.random.default_rng([recipe.seed, 2, step])
         chosen = rng.integers(0, len(clips), recipe.batch)
         group = [clips[i] for i in chosen]
         asked = [draw_questions(rng, clip, recipe.questions) for clip in group]
-        keep, share = choose_tokens(rng, group, asked, recipe)
+        full_share = recipe.full_share if step >= recipe.full_from * recipe.steps else 0.0
+        keep, share = choose_tokens(rng, group, asked, full_share)
         batch = build_batch(model, writer, features[chosen].float(), keep, asked, share)
-        logits, states = forward(model, batch)
+        logits, states = forward(model, batch, decoder)
         each = F.cross_entropy(logits, batch.answer_ids, reduction="none")
         answer_loss = (each * batch.answer_weight).sum() / batch.answer_weight.sum()
         aux = auxiliary_loss(heads, states, keep, group)
@@ -270,7 +316,8 @@ def train_language(
         if step % 100 == 99:
             print(
                 f"language {step + 1}/{recipe.steps} {time.monotonic() - began:.0f}s "
-                f"answer {answer_loss:.3f} auxiliary {aux:.3f}", flush=True,
+                f"answer {answer_loss:.3f} auxiliary {aux:.3f}",
+                flush=True,
             )
         if (step + 1) % recipe.checkpoint_every == 0 or step == recipe.steps - 1:
             save_checkpoint(path, step + 1, modules, optimizer, schedule)
@@ -287,7 +334,9 @@ def accuracy_by_type(
     tally: dict[str, list[int]] = {}
     for begin in range(0, min(count, len(clips)), 8):
         part = clips[begin : begin + 8]
-        asked = [draw_questions(np.random.default_rng([7, begin + i]), c, 20) for i, c in enumerate(part)]
+        asked = [
+            draw_questions(np.random.default_rng([7, begin + i]), c, 20) for i, c in enumerate(part)
+        ]
         keep = [np.arange(world.CLIP_TOKENS)] * len(part)
         batch = build_batch(model, writer, features[begin : begin + len(part)].float(), keep, asked)
         right = forward(model, batch)[0].argmax(dim=1) == batch.answer_ids

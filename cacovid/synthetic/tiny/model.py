@@ -19,24 +19,36 @@ def build_config(tokenizer: Any) -> Any:
     from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
 
     vision = SiglipVisionConfig(
-        hidden_size=VISION_WIDTH, intermediate_size=384, num_hidden_layers=3,
-        num_attention_heads=4, image_size=world.FRAME_SIZE, patch_size=PATCH,
+        hidden_size=VISION_WIDTH,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=world.FRAME_SIZE,
+        patch_size=PATCH,
         vision_use_head=False,
     )
     text = Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=TEXT_WIDTH, intermediate_size=512,
-        num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=6,
-        max_position_embeddings=8192, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        tie_word_embeddings=True, bos_token_id=None,
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        max_position_embeddings=8192,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=True,
+        bos_token_id=None,
         eos_token_id=tokenizer.convert_tokens_to_ids(END),
         pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
     )
     return LlavaOnevisionConfig(
-        vision_config=vision, text_config=text,
+        vision_config=vision,
+        text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         video_token_index=tokenizer.convert_tokens_to_ids(VIDEO),
         image_grid_pinpoints=[[world.FRAME_SIZE, world.FRAME_SIZE]],
-        vision_feature_layer=-1, vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
         tie_word_embeddings=True,
     )
 

@@ -56,8 +56,15 @@ def train(folder: Path, recipe: Recipe) -> tuple[Any, Any]:
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, recipe.seed)
     train_vision(
-        model, tokenizer, clips, frames, folder, recipe.vision_steps, recipe.vision_batch,
-        recipe.vision_rate, recipe.seed,
+        model,
+        tokenizer,
+        clips,
+        frames,
+        folder,
+        recipe.vision_steps,
+        recipe.vision_batch,
+        recipe.vision_rate,
+        recipe.seed,
     )
     heads = DenseHeads(model.get_input_embeddings(), tokenizer)
     load_checkpoint(folder / "vision.pt", {"model": model, "heads": heads})

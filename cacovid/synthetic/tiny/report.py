@@ -107,7 +107,7 @@ def render(tables: dict[str, Table], command: str, agreement: str) -> str:
         "",
         _ROWS,
         "",
-        f"Agreement with the ordinary way (file, processor, chat template, `generate`): {agreement}",
+        f"Against the ordinary way (file, processor, chat template, `generate`): {agreement}",
     ]
     for split, table in tables.items():
         size = f"{len(table.test.asked):,} questions on {len(table.test.scenes)} clips"
@@ -117,7 +117,8 @@ def render(tables: dict[str, Table], command: str, agreement: str) -> str:
 
 def _gate_table(table: Table) -> list[str]:
     lines = [
-        "| the gate, at 10%, on types that need question-awareness | points lost | |", "|---|---|---|"
+        "| the gate, at 10%, on types that need question-awareness | points lost | |",
+        "|---|---|---|",
     ]
     for line in gate(table):
         verdict = "passed" if line.passed else "**failed**"
@@ -134,12 +135,18 @@ def _table(table: Table) -> list[str]:
     head = ["kept", "all types", "question-dependent", *names]
     counts = ["questions", str(len(types)), str(int(aware.sum()))]
     counts += [str(int((types == name).sum())) for name in names]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|",
-             "| " + " | ".join(counts) + " |"]
+    lines = [
+        "| " + " | ".join(head) + " |",
+        "|---" * len(head) + "|",
+        "| " + " | ".join(counts) + " |",
+    ]
     for row, right in table.right.items():
         low, high = evaluate.interval(right[aware])
-        cells = [row, f"{100 * right.mean():.1f}",
-                 f"{100 * table.mean(row, aware):.1f} [{100 * low:.1f}, {100 * high:.1f}]"]
+        cells = [
+            row,
+            f"{100 * right.mean():.1f}",
+            f"{100 * table.mean(row, aware):.1f} [{100 * low:.1f}, {100 * high:.1f}]",
+        ]
         cells += [f"{100 * table.mean(row, types == name):.1f}" for name in names]
         lines.append("| " + " | ".join(cells) + " |")
     return lines

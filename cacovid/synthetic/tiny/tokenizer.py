@@ -18,7 +18,8 @@ CHAT_TEMPLATE = (
     "{% else %}"
     "{% for part in message['content'] %}{% if part['type'] == 'video' %}{{ '<video>\n' }}"
     "{% elif part['type'] == 'image' %}{{ '<image>\n' }}{% endif %}{% endfor %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% endif %}{% endfor %}"
     "{% endif %}"
     "{{ '<|im_end|>\n' }}"
     "{% endfor %}"
@@ -52,12 +53,14 @@ def build_tokenizer() -> Any:
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     # Letters stay upper-case words of their own: "A. red" against "a red star".
-    core.add_tokens(
-        [AddedToken(c, single_word=True, normalized=False) for c in questions.LETTERS]
-    )
+    core.add_tokens([AddedToken(c, single_word=True, normalized=False) for c in questions.LETTERS])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token=PAD, unk_token=UNK, eos_token=END,
-        additional_special_tokens=[START, END, IMAGE, VIDEO], padding_side="left",
+        tokenizer_object=core,
+        pad_token=PAD,
+        unk_token=UNK,
+        eos_token=END,
+        additional_special_tokens=[START, END, IMAGE, VIDEO],
+        padding_side="left",
         model_max_length=4096,
     )
     tokenizer.chat_template = CHAT_TEMPLATE

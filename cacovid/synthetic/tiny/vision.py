@@ -81,8 +81,15 @@ def video_features(model: Any, frames: np.ndarray) -> Tensor:
 
 
 def train_vision(
-    model: Any, tokenizer: Any, clips: list[Clip], frames: list[np.ndarray], folder: Path,
-    steps: int, batch: int = 3, rate: float = 1.5e-3, seed: int = 0,
+    model: Any,
+    tokenizer: Any,
+    clips: list[Clip],
+    frames: list[np.ndarray],
+    folder: Path,
+    steps: int,
+    batch: int = 3,
+    rate: float = 1.5e-3,
+    seed: int = 0,
 ) -> None:
     """Trains tower, projector and the attribute words' embeddings; resumable."""
     heads = DenseHeads(model.get_input_embeddings(), tokenizer)
@@ -109,14 +116,18 @@ def train_vision(
         schedule.step()
         if step % 50 == 49:
             with torch.no_grad():
-                right = {n: accuracy(heads, features, truth, n) for n in ("colour", "shape", "pattern")}
+                right = {
+                    n: accuracy(heads, features, truth, n) for n in ("colour", "shape", "pattern")
+                }
             said = " ".join(f"{name} {value:.3f}" for name, value in right.items())
             print(f"vision {step + 1}/{steps} {time.monotonic() - began:.0f}s {said}", flush=True)
         if step % 500 == 499 or step == steps - 1:
             save_checkpoint(folder / "vision.pt", step + 1, modules, optimizer, schedule)
 
 
-def dense_losses(heads: DenseHeads, features: Tensor, truth: dict[str, Tensor]) -> dict[str, Tensor]:
+def dense_losses(
+    heads: DenseHeads, features: Tensor, truth: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """One loss per thing that a token is told."""
     cell = torch.arange(features.shape[0]) % world.CELLS**2
     brief = truth["kind"] == 1
