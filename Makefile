@@ -1,20 +1,55 @@
-TORCH_SPEC ?= torch==2.13.0
+# make demo | test | setup | lint | build | test-transformers | clean
+#
+# Everything runs in an environment of its own in .venv, made on first use. Variables:
+#   PYTHON=python3.12             the interpreter that .venv is made with
+#   TORCH_SPEC='torch==2.10.0'    another torch (options such as --index-url may follow)
+#   PYTEST_ARGS='-k select'       more arguments for pytest
+# pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, pip.conf) say where packages come from.
+
 PYTHON ?= python3
+TORCH_SPEC ?= $(shell grep '^torch==' constraints.txt)
+PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+NATIVE := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: setup test lint
+.DELETE_ON_ERROR:
+.PHONY: setup demo test lint build test-transformers clean FORCE
 
-$(VENV)/.stamp: Makefile
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q "$(TORCH_SPEC)"
-	$(BIN)/pip install -q numpy safetensors huggingface_hub pytest hypothesis ruff
-	touch $@
+setup: $(VENV)/.built
 
-setup: $(VENV)/.stamp
+# Rewritten, and so newer than the environment, only when the wish has changed.
+$(VENV)/.torch-spec: FORCE
+	@mkdir -p $(VENV)
+	@echo '$(TORCH_SPEC)' | cmp -s - $@ || echo '$(TORCH_SPEC)' > $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt .ci/setup $(VENV)/.torch-spec
+	@PYTHON='$(PYTHON)' VENV='$(VENV)' TORCH_SPEC='$(TORCH_SPEC)' .ci/setup
+	@touch $@ $(VENV)/.built
+
+$(VENV)/.built: $(VENV)/.installed setup.py CMakeLists.txt $(NATIVE)
+	$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@
+
+demo: setup
+	$(BIN)/cacovid demo
 
 lint: setup
-	$(BIN)/ruff check cacovid tests
+	$(BIN)/ruff check cacovid tests kernels bench setup.py
+	$(BIN)/mypy
+	$(if $(NATIVE),$(BIN)/clang-format --dry-run -Werror $(NATIVE))
 
 test: lint
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+# The adapters against the oldest, a middle and the newest release of transformers.
+test-transformers: setup
+	PATH="$(abspath $(BIN)):$$PATH" tests/models/run_versions.sh
+
+# The wheel and the source distribution, in dist/.
+build: setup
+	$(BIN)/python -m build --no-isolation --outdir dist
+
+clean:
+	rm -rf build dist out *.egg-info cacovid/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f $(VENV)/.built
