@@ -1,0 +1,110 @@
+"""Overlays: which tokens of a video were kept, and what the method thought of the others."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cacovid.errors import InvalidInputError, MissingDependencyError
+from cacovid.types import Grid, Scores, Selection
+
+SUFFIXES = (".png", ".mp4")
+
+
+def check_overlay_path(path: str | os.PathLike[str]) -> Path:
+    """`path`, if an overlay can be written there; costs nothing, so ask before long work.
+
+    Raises:
+        InvalidInputError: if the name ends neither in `.png` nor in `.mp4`, or its folder is not
+            there.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise InvalidInputError(
+            f"overlay {str(path)!r} ends in {path.suffix or 'nothing'!r}; expected .png (contact "
+            f"sheet) or .mp4 (video)"
+        )
+    if not path.parent.is_dir():
+        raise InvalidInputError(
+            f"overlay {str(path)!r} cannot be written: there is no folder {str(path.parent)!r}"
+        )
+    return path
+
+
+def write_overlay(
+    path: str | os.PathLike[str],
+    frames: np.ndarray,
+    grid: Grid | Iterable[Sequence[int]],
+    scores: Scores | None,
+    selection: Selection,
+    *,
+    timestamps: Sequence[float] | np.ndarray | None = None,
+    caption: str | Sequence[str] | None = None,
+) -> Path:
+    """Draws the kept tokens of one video, and the scores of all its tokens.
+
+    Kept tokens stay bright inside an outline; dropped ones are dimmed and, where the method has
+    scores, tinted with their heat map. The file appears under its name only once it is complete.
+
+    Args:
+        path: Ends in `.png` (contact sheet of all frames) or `.mp4` (video).
+        frames: `[F, H, W, 3]` uint8 RGB, of any size; `F` at least the grid's `t`. A time step
+            may span several frames.
+        grid: The `(t, h, w)` of the video, alone; `h` and `w` need not divide the frame.
+        scores: The scores of its `t*h*w` tokens, or None for a method without.
+        selection: The kept tokens.
+        timestamps: Seconds of each frame.
+        caption: Lines, or one text with line breaks: the first is the title (the question), the
+            second is set off (the answer).
+
+    Returns:
+        The path.
+
+    Raises:
+        InvalidInputError: if the parts do not fit together, or the name has another ending.
+        MissingDependencyError: if Pillow is not installed.
+    """
+    path = check_overlay_path(path)
+    try:
+        import PIL  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            "overlays need Pillow; install it with: pip install pillow"
+        ) from error
+    from cacovid.viz.subject import make_subject
+
+    subject = make_subject(frames, grid, scores, selection, timestamps, caption)
+    if path.suffix.lower() == ".png":
+        from cacovid.viz.sheet import draw_sheet
+
+        sheet = draw_sheet(subject)
+        _replace(path, lambda part: sheet.save(part, format="PNG", optimize=True))
+    else:
+        from cacovid.video.write import write_video
+        from cacovid.viz.clip import clip_fps, clip_frames
+
+        clip = np.stack(list(clip_frames(subject)))
+        _replace(path, lambda part: write_video(part, clip, fps=clip_fps(len(frames))))
+    return path
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes beside `path` and moves the complete file into place."""
+    handle, name = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.stem[:40]}-", suffix=path.suffix
+    )
+    os.close(handle)
+    part = Path(name)
+    try:
+        write(part)
+        # mkstemp makes files that nobody else may read; a picture gets the usual rights.
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o666 & ~umask)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

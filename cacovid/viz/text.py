@@ -1,0 +1,84 @@
+"""Text on pictures: a font that is always there, and lines that fit."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from PIL import ImageDraw, ImageFont
+
+#: Tried for writing that Pillow's own font does not hold (it knows Latin only).
+_WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial.ttf")
+_LATIN_END = 0x250
+_KNOWN_SIGNS = frozenset("–—‘’“”…•→×·")
+
+
+@lru_cache(maxsize=64)
+def _font(size: int, latin: bool) -> Any:
+    if not latin:
+        for name in _WIDE_FONTS:
+            try:
+                return ImageFont.truetype(name, size)
+            except OSError:
+                continue
+    return ImageFont.load_default(size)
+
+
+def font_for(text: str, size: int) -> Any:
+    """A font of `size` pixels that can write `text`, as far as one is installed."""
+    latin = all(ord(c) < _LATIN_END or c in _KNOWN_SIGNS for c in text)
+    return _font(size, latin)
+
+
+def width(text: str, size: int) -> int:
+    """Width of one line in pixels."""
+    return round(font_for(text, size).getlength(text))
+
+
+def line_height(size: int) -> int:
+    """Distance from line to line in pixels."""
+    return round(size * 1.35)
+
+
+def draw_text(
+    draw: ImageDraw.ImageDraw,
+    position: tuple[float, float],
+    text: str,
+    size: int,
+    colour: tuple[int, int, int],
+    anchor: str = "la",
+) -> None:
+    """Writes one line; `anchor` as in Pillow (`"la"`: left, top)."""
+    draw.text(position, text, font=font_for(text, size), fill=colour, anchor=anchor)
+
+
+def wrap(text: str, size: int, available: int, max_lines: int = 4) -> list[str]:
+    """`text` in lines no wider than `available` pixels.
+
+    Words that are too long are cut; what does not fit into `max_lines` ends in an ellipsis.
+    """
+    lines: list[str] = []
+    line = ""
+    for word in text.split():
+        candidate = f"{line} {word}".strip()
+        if width(candidate, size) <= available:
+            line = candidate
+            continue
+        if line:
+            lines.append(line)
+        line = _cut(word, size, available)
+    if line:
+        lines.append(line)
+    if len(lines) > max_lines:
+        lines = lines[:max_lines]
+        lines[-1] = _cut(lines[-1] + " …", size, available)
+    return lines
+
+
+def _cut(text: str, size: int, available: int) -> str:
+    if width(text, size) <= available:
+        return text
+    text = text.removesuffix(" …")
+    while len(text) > 1 and width(text + "…", size) > available:
+        text = text[:-1]
+    return text + "…"
