@@ -11,10 +11,9 @@ has its own grid and its own budget.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +25,30 @@ PerVideo: TypeAlias = float | Sequence[float]
 
 #: Added before every floor of `ratio * count`, so that 29% of 100 is 29 (float64).
 FLOOR_EPSILON = 1e-9
+
+
+_T = TypeVar("_T")
+
+
+class _Cached(Generic[_T]):
+    """`functools.cached_property` without the lock of Python 3.11, which torch.compile refuses.
+
+    Two threads may compute a value twice; it is the same value.
+    """
+
+    def __init__(self, compute: Callable[[Any], _T]) -> None:
+        self._compute = compute
+        self.__doc__ = compute.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> _T:
+        if instance is None:  # asked for on the class, by documentation tools
+            return self  # type: ignore[return-value]
+        value = self._compute(instance)
+        instance.__dict__[self._name] = value  # found first from now on
+        return value
 
 
 def floor_budget(ratio: float, count: int) -> int:
@@ -86,42 +109,42 @@ class Grid:
         """`B`, the number of packed videos."""
         return len(self.sizes)
 
-    @cached_property
+    @_Cached
     def frames_per_video(self) -> tuple[int, ...]:
         """`t` of each video."""
         return tuple(t for t, _, _ in self.sizes)
 
-    @cached_property
+    @_Cached
     def tokens_per_video(self) -> tuple[int, ...]:
         """`t*h*w` of each video."""
         return tuple(t * h * w for t, h, w in self.sizes)
 
-    @cached_property
+    @_Cached
     def tokens_per_frame(self) -> tuple[int, ...]:
         """`h*w` of each of the `F` frames."""
         return tuple(h * w for t, h, w in self.sizes for _ in range(t))
 
-    @cached_property
+    @_Cached
     def num_frames(self) -> int:
         """`F`, the number of frames of all videos."""
         return sum(self.frames_per_video)
 
-    @cached_property
+    @_Cached
     def num_tokens(self) -> int:
         """`N`, the number of tokens of all videos."""
         return sum(self.tokens_per_video)
 
-    @cached_property
+    @_Cached
     def host_video_offsets(self) -> tuple[int, ...]:
         """Where each video's tokens begin, and `N` at the end: `B + 1` integers."""
         return _prefix_sums(self.tokens_per_video)
 
-    @cached_property
+    @_Cached
     def host_frame_offsets(self) -> tuple[int, ...]:
         """Where each frame's tokens begin, and `N` at the end: `F + 1` integers."""
         return _prefix_sums(self.tokens_per_frame)
 
-    @cached_property
+    @_Cached
     def host_video_frame_offsets(self) -> tuple[int, ...]:
         """Where each video's frames begin, and `F` at the end: `B + 1` integers."""
         return _prefix_sums(self.frames_per_video)

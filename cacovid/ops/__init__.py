@@ -1,0 +1,12 @@
+"""The ops that any video-LLM stack can call: score, sample, select, pack.
+
+Each has the signature of its namesake in `cacovid.reference`, the specification, and takes
+`backend=` besides where it has compiled forms. Importing this package defines
+`torch.ops.cacovid.*`, loads the compiled part where it is there, and needs no GPU.
+"""
+
+from cacovid.ops.gather import gather
+from cacovid.ops.ocss_sample import ocss_sample
+from cacovid.ops.select_tokens import select_tokens
+
+__all__ = ["gather", "ocss_sample", "select_tokens"]
