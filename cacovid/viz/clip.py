@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from cacovid.viz import colours, text
 from cacovid.viz.frame import paint_frame, resized
-from cacovid.viz.furniture import draw_caption, draw_timeline
+from cacovid.viz.furniture import draw_caption, draw_legend, draw_timeline, legend_height
 from cacovid.viz.subject import Subject
 
 _MARGIN, _GAP = 24, 16
@@ -66,8 +66,9 @@ def _background(
     corner = (_MARGIN, _MARGIN)
     picture_top = draw_caption(scratch, subject, corner, inner, _CAPTION_SIZES) + 12
     timeline_top = picture_top + cell[1] + _LABEL_HEIGHT + 4
-    size = (inner + 2 * _MARGIN, timeline_top + _TIMELINE + _MARGIN)
+    size = (inner + 2 * _MARGIN, timeline_top + _TIMELINE + legend_height() + 20)
     # 4:2:0 video has half as many colour samples as pixels each way.
     base = Image.new("RGB", (size[0] + size[0] % 2, size[1] + size[1] % 2), colours.BACKGROUND)
     draw_caption(ImageDraw.Draw(base), subject, corner, inner, _CAPTION_SIZES)
+    draw_legend(base, subject, (_MARGIN, timeline_top + _TIMELINE + 8), inner)
     return base, (picture_top, timeline_top), cell, inner

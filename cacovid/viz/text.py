@@ -7,27 +7,43 @@ from typing import Any
 
 from PIL import ImageDraw, ImageFont
 
-#: Tried for writing that Pillow's own font does not hold (it knows Latin only).
-_WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial.ttf")
-_LATIN_END = 0x250
-_KNOWN_SIGNS = frozenset("–—‘’“”…•→×·")
+#: Tried in this order for signs that Pillow's own font, little more than ASCII, does not hold.
+_WIDE_FONTS = (
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "Arial Unicode.ttf",
+    "arial.ttf",
+)
+_NO_CHARACTER = "\uffff"
 
 
 @lru_cache(maxsize=64)
-def _font(size: int, latin: bool) -> Any:
-    if not latin:
-        for name in _WIDE_FONTS:
-            try:
-                return ImageFont.truetype(name, size)
-            except OSError:
-                continue
-    return ImageFont.load_default(size)
+def _fonts(size: int) -> tuple[Any, ...]:
+    fonts = [ImageFont.load_default(size)]
+    for name in _WIDE_FONTS:
+        try:
+            fonts.append(ImageFont.truetype(name, size))
+        except OSError:
+            continue
+    return tuple(fonts)
+
+
+@lru_cache(maxsize=1024)
+def _font(characters: frozenset[str], size: int) -> Any:
+    fonts = _fonts(size)
+    return min(fonts, key=lambda font: sum(not _holds(font, c) for c in characters))
+
+
+def _holds(font: Any, character: str) -> bool:
+    if character.isspace():
+        return True
+    return bytes(font.getmask(character)) != bytes(font.getmask(_NO_CHARACTER))
 
 
 def font_for(text: str, size: int) -> Any:
     """A font of `size` pixels that can write `text`, as far as one is installed."""
-    latin = all(ord(c) < _LATIN_END or c in _KNOWN_SIGNS for c in text)
-    return _font(size, latin)
+    return _font(frozenset(text), size)
 
 
 def width(text: str, size: int) -> int:
