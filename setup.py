@@ -75,8 +75,11 @@ class CMakeBuild(build_ext):
         build = ROOT / "build" / f"native-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         torch = find_torch()
         if torch == "NONE":
-            print("cacovid: torch is not installed, so the tensor ops are NOT compiled; install "
-                  "torch and then cacovid again to have them", file=sys.stderr)
+            print(
+                "cacovid: torch is not installed, so the tensor ops are NOT compiled; install "
+                "torch and then cacovid again to have them",
+                file=sys.stderr,
+            )
         cmake = find_tool("cmake", "cmake", "CMAKE_BIN_DIR")
         configure = [
             cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja",

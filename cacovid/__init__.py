@@ -44,58 +44,81 @@ if TYPE_CHECKING:
     )
     from cacovid.types import Grid, Prompt, Scores, Selection
 
-_MODULES = (
+__all__ = [
+    "CacovidError",
+    "CrossAttentionConfig",
+    "CrossAttentionPolicy",
+    "Grid",
+    "InvalidInputError",
+    "MissingDependencyError",
+    "Prompt",
+    "PrunedInputs",
+    "Scores",
+    "Selection",
+    "SelfAttentionConfig",
+    "SelfAttentionPolicy",
+    "UnsupportedModelError",
+    "VideoQA",
+    "VideoReadError",
+    "WrongBaseModelError",
+    "__version__",
+    "attach",
     "errors",
+    "load_policy",
     "methods",
     "models",
     "ops",
     "policies",
+    "prune_inputs",
     "reference",
     "settings",
     "synthetic",
     "types",
     "video",
     "viz",
-)
-
-# Where each public name is defined. The imports above say the same to type checkers.
-_NAMES = {
-    "CacovidError": "cacovid.errors",
-    "InvalidInputError": "cacovid.errors",
-    "MissingDependencyError": "cacovid.errors",
-    "UnsupportedModelError": "cacovid.errors",
-    "VideoReadError": "cacovid.errors",
-    "WrongBaseModelError": "cacovid.errors",
-    "PrunedInputs": "cacovid.models",
-    "VideoQA": "cacovid.models",
-    "attach": "cacovid.models",
-    "prune_inputs": "cacovid.models",
-    "CrossAttentionConfig": "cacovid.policies",
-    "CrossAttentionPolicy": "cacovid.policies",
-    "SelfAttentionConfig": "cacovid.policies",
-    "SelfAttentionPolicy": "cacovid.policies",
-    "load_policy": "cacovid.policies",
-    "Grid": "cacovid.types",
-    "Prompt": "cacovid.types",
-    "Scores": "cacovid.types",
-    "Selection": "cacovid.types",
-}
-
-__all__ = [  # noqa: PLE0604 - the names stand in the two tables above
-    "__version__",
-    *_MODULES,
-    *_NAMES,
 ]
+
+# What each module contributes; a name that is in no row is a module itself.
+_FROM = {
+    "cacovid.errors": (
+        "CacovidError",
+        "InvalidInputError",
+        "MissingDependencyError",
+        "UnsupportedModelError",
+        "VideoReadError",
+        "WrongBaseModelError",
+    ),
+    "cacovid.models": (
+        "PrunedInputs",
+        "VideoQA",
+        "attach",
+        "prune_inputs",
+    ),
+    "cacovid.policies": (
+        "CrossAttentionConfig",
+        "CrossAttentionPolicy",
+        "SelfAttentionConfig",
+        "SelfAttentionPolicy",
+        "load_policy",
+    ),
+    "cacovid.types": (
+        "Grid",
+        "Prompt",
+        "Scores",
+        "Selection",
+    ),
+}
+_ORIGIN = {name: module for module, names in _FROM.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
+    if name not in __all__:
+        raise AttributeError(f"module 'cacovid' has no attribute {name!r}")
+    if name not in _ORIGIN:
         return importlib.import_module(f"cacovid.{name}")
-    if name in _NAMES:
-        value = getattr(importlib.import_module(_NAMES[name]), name)
-        globals()[name] = value  # found without this function from now on
-        return value
-    raise AttributeError(f"module 'cacovid' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_ORIGIN[name]), name)
+    globals()[name] = value  # found without this function from now on
+    return value
 
 
 def __dir__() -> list[str]:

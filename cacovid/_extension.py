@@ -87,7 +87,7 @@ def statuses() -> tuple[Status, ...]:
 
 
 def host() -> ModuleType | None:
-    """The pybind11 module `cacovid._host`, or None where it was not built or is for another Python."""
+    """The pybind11 module `cacovid._host`, or None where there is none for this Python."""
     try:
         return importlib.import_module("cacovid._host")
     except ImportError:

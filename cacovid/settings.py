@@ -94,6 +94,16 @@ def get(name: str) -> str:
     return value
 
 
+def is_set(name: str) -> bool:
+    """Whether the environment sets a variable of the table (empty counts as unset)."""
+    return bool(os.environ.get(VARIABLES[name].name))
+
+
+def raw(name: str) -> str:
+    """What the environment says, unchecked; empty where it is unset. For reports."""
+    return os.environ.get(VARIABLES[name].name, "")
+
+
 def backend() -> str:
     """The backend that is asked for: `auto`, `triton`, `cuda`, `cpu` or `reference`.
 
