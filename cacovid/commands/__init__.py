@@ -1,0 +1,41 @@
+"""The sub-commands of `cacovid`: each is a configuration dataclass with a method `run`.
+
+Nothing heavy is imported at the top of these files, so that `cacovid --help` is quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from cacovid.commands.ask import Ask
+from cacovid.commands.common import Command
+from cacovid.commands.demo import Demo
+from cacovid.commands.doctor import Doctor
+
+DESCRIPTION = (
+    "Keep the video tokens that contribute to a correct answer to this question. "
+    "cacovid --version tells the version."
+)
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """The command that the arguments ask for.
+
+    Raises:
+        SystemExit: with status 2 and a message for wrong usage, with 0 after showing the help.
+    """
+    commands: Any = (
+        Annotated[Ask, tyro.conf.subcommand("ask")]
+        | Annotated[Demo, tyro.conf.subcommand("demo")]
+        | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+    )
+    return tyro.cli(
+        commands,
+        prog="cacovid",
+        description=DESCRIPTION,
+        args=list(arguments),
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
