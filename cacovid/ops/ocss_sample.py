@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from cacovid import reference
 from cacovid.errors import InvalidInputError
 from cacovid.ops import _arguments, _registry
 from cacovid.reference import _checks
 from cacovid.reference.ocss import OcssPlan, _sample_video, ocss_plan
+from cacovid.reference.ocss import ocss_sample as ocss_sample_reference
 from cacovid.types import Grid, PerVideo
 
 _FIELDS = 5  # integers of an OcssPlan
@@ -65,7 +65,7 @@ def ocss_sample(
     if rollouts < 1:
         raise InvalidInputError(f"rollouts is {rollouts}; expected at least 1")
     if _SPEC.choose(token_scores.device, backend) == "reference":
-        return reference.ocss_sample(
+        return ocss_sample_reference(
             token_scores,
             grid,
             ratio,
@@ -119,7 +119,7 @@ def _fake(
 _SPEC, _OP = _registry.define(
     "ocss_sample",
     "(Tensor token_scores, int[] plan, int rollouts, int seed, int offset) -> Tensor",
-    backends=("cuda", "cpu"),
+    backends=("cpu",),
     reference=_reference,
     fake=_fake,
 )

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from cacovid import reference
 from cacovid.ops import _arguments, _registry
 from cacovid.reference import _checks
 from cacovid.reference.select_tokens import SelectPlan, _select_video, select_plan
+from cacovid.reference.select_tokens import select_tokens as select_tokens_reference
 from cacovid.types import Grid, PerVideo
 
 _FIELDS = 6  # integers of a SelectPlan
@@ -63,7 +63,7 @@ def select_tokens(
         frame_scores = _arguments.scores(frame_scores, grid.num_frames, "frame_scores")
         _arguments.same_device(token_scores, frame_scores, "token_scores", "frame_scores")
     if _SPEC.choose(token_scores.device, backend) == "reference":
-        return reference.select_tokens(
+        return select_tokens_reference(
             token_scores,
             frame_scores,
             grid,
@@ -86,8 +86,10 @@ def flat_plan(plans: Sequence[SelectPlan]) -> tuple[list[int], list[float]]:
 def _reference(
     token_scores: Tensor, frame_scores: Tensor | None, plan: Sequence[int], clips: Sequence[float]
 ) -> Tensor:
-    rows = [plan[i : i + _FIELDS] for i in range(0, len(plan), _FIELDS)]
-    plans = [SelectPlan(*row, clip) for row, clip in zip(rows, clips, strict=True)]
+    plans = []
+    for index, clip in enumerate(clips):
+        t, n, total, budget, scale, cap = plan[_FIELDS * index : _FIELDS * (index + 1)]
+        plans.append(SelectPlan(t, n, total, budget, scale, cap, clip))
     num_tokens = sum(p.frames * p.tokens for p in plans)
     num_frames = sum(p.frames for p in plans)
     token_scores = _checks.float32_scores(
@@ -116,7 +118,7 @@ def _fake(
 _SPEC, _OP = _registry.define(
     "select_tokens",
     "(Tensor token_scores, Tensor? frame_scores, int[] plan, float[] clips) -> Tensor",
-    backends=("cuda", "cpu"),
+    backends=("cpu",),
     reference=_reference,
     fake=_fake,
 )

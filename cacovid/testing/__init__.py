@@ -1,0 +1,9 @@
+"""Case tables that tests and benches share; nothing else imports this package.
+
+`cases.CASES` holds, for every op, inputs of odd sizes, ragged packs, ties and extreme scores.
+Correctness, `opcheck`, compilation and the conformance test walk the same table.
+"""
+
+from cacovid.testing.cases import CASES, Case, cases_of
+
+__all__ = ["CASES", "Case", "cases_of"]

@@ -1,0 +1,157 @@
+"""One table of cases for every op."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cacovid.types import Grid
+
+#: Grids by a speaking name; tokens per frame run over 1, 7, 63, 196, 729 and 1,000.
+GRIDS: dict[str, Grid] = {
+    "one_token": Grid([(1, 1, 1)]),
+    "frames_of_one": Grid([(9, 1, 1)]),
+    "frames_of_7": Grid([(5, 1, 7)]),
+    "frames_of_63": Grid([(4, 7, 9)]),
+    "frames_of_196": Grid([(8, 14, 14)]),
+    "frames_of_729": Grid([(2, 27, 27)]),
+    "frames_of_1000": Grid([(3, 25, 40)]),
+    "one_frame": Grid([(1, 14, 14)]),
+    "many_frames": Grid([(63, 2, 2)]),
+    "ragged": Grid([(3, 7, 9), (1, 1, 1), (7, 1, 7), (2, 14, 14)]),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs of one op.
+
+    Args:
+        op: Name of the op.
+        name: What is special about the inputs.
+        make: Builds positional and named arguments, the same ones at every call.
+    """
+
+    op: str
+    name: str
+    make: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]
+
+    @property
+    def id(self) -> str:
+        """For pytest: `op-name`."""
+        return f"{self.op}-{self.name}"
+
+
+def cases_of(op: str) -> tuple[Case, ...]:
+    """The cases of one op."""
+    return tuple(case for case in CASES if case.op == op)
+
+
+def token_scores(count: int, kind: str, seed: int = 0) -> Tensor:
+    """`[count]` float32 scores of one kind, the same ones at every call.
+
+    Args:
+        count: How many.
+        kind: `normal`, `flat`, `ties`, `peaked`, `huge`, `tiny` or `infinite`.
+        seed: Of the underlying normal numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(count, generator=generator)
+    if kind == "normal":
+        return values
+    if kind == "flat":
+        return torch.zeros(count)
+    if kind == "ties":  # few values, and both zeros
+        return torch.where(values.abs() < 0.3, values * 0.0, values.round())
+    if kind == "peaked":  # softmax masses vanish
+        return values * 40.0
+    if kind == "huge":  # differences overflow float32
+        return values.sign() * torch.finfo(torch.float32).max
+    if kind == "tiny":  # subnormal numbers
+        return values * 1e-41
+    if kind == "infinite":
+        values[::3] = -math.inf
+        values[1::5] = math.inf
+        return values
+    raise ValueError(f"no kind of scores is called {kind!r}")
+
+
+def _select(name: str, grid: str, kind: str, retention: Any, **settings: Any) -> Case:
+    def make() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        g = GRIDS[grid]
+        frame_kind = settings.get("frames", "normal")
+        named = {k: v for k, v in settings.items() if k != "frames"}
+        frames = None if frame_kind is None else token_scores(g.num_frames, frame_kind, seed=1)
+        return (token_scores(g.num_tokens, kind), frames, g, retention), named
+
+    return Case("select_tokens", name, make)
+
+
+def _ocss(name: str, grid: str, kind: str, ratio: Any, rollouts: int, **settings: Any) -> Case:
+    def make() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        g = GRIDS[grid]
+        named = {"seed": 2**63 + 12345, "offset": 3, **settings}
+        return (token_scores(g.num_tokens, kind), g, ratio, rollouts), named
+
+    return Case("ocss_sample", name, make)
+
+
+def _gather(name: str, length: int, width: int, dtype: torch.dtype, keep: list[int]) -> Case:
+    def make() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        rows = torch.arange(length * width, dtype=torch.float64).view(length, width)
+        return (rows.remainder(251.0).to(dtype), torch.tensor(keep, dtype=torch.int64)), {}
+
+    return Case("gather", name, make)
+
+
+_SELECT = (
+    *(_select(f"{grid}_at_{r}", grid, "normal", r) for grid in GRIDS for r in (0.1, 0.37, 1.0)),
+    *(
+        _select(f"{kind}_scores", "ragged", kind, 0.25)
+        for kind in ("flat", "ties", "peaked", "huge", "tiny", "infinite")
+    ),
+    *(
+        _select(f"{kind}_frames", "many_frames", "ties", 0.4, frames=kind)
+        for kind in ("flat", "ties", "peaked", "huge", "tiny", None)
+    ),
+    _select("budget_of_its_own", "ragged", "ties", [0.02, 0.9, 0.3, 1.0]),
+    _select("fewer_tokens_than_frames", "many_frames", "normal", 0.02, frames="ties"),
+    _select("no_policy_share", "frames_of_63", "normal", 0.2, policy_share=0.0),
+    _select("policy_share_alone", "frames_of_63", "ties", 0.2, policy_share=1.0),
+    _select("tight_frame_ratio", "frames_of_196", "normal", 0.3, max_frame_ratio=0.01),
+    _select("loose_frame_ratio", "ragged", "normal", 0.3, max_frame_ratio=[5.0, 0.2, 1.0, 0.9]),
+)
+
+_OCSS = (
+    *(_ocss(f"{grid}_at_{r}", grid, "normal", r, 4) for grid in GRIDS for r in (0.02, 0.3, 1.0)),
+    *(
+        _ocss(f"{kind}_scores", "ragged", kind, 0.1, 7)
+        for kind in ("flat", "ties", "peaked", "huge", "tiny")
+    ),
+    _ocss("greedy_alone", "ragged", "ties", 0.1, 1),
+    _ocss("ratio_of_its_own", "ragged", "normal", [0.02, 1.0, 0.5, 0.2], 5),
+    _ocss("narrow_subspaces", "frames_of_196", "normal", 0.05, 5, subspace_factor=9.0),
+    _ocss("one_subspace", "frames_of_196", "peaked", 0.5, 5, subspace_factor=1.0),
+    _ocss("low_cap", "frames_of_63", "peaked", 0.02, 9, max_subspace_prob=0.03),
+    _ocss("no_cap", "frames_of_63", "peaked", 0.02, 9, max_subspace_prob=1.0),
+    _ocss("offset_wraps", "ragged", "normal", 0.1, 3, offset=2**32 - 2, seed=2**64 - 1),
+)
+
+_GATHER = (
+    *(
+        _gather(f"width_{width}_{str(dtype).removeprefix('torch.')}", 63, width, dtype, [0, 7, 62])
+        for width in (1, 7, 63, 196)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64)
+    ),
+    _gather("repeated_and_unordered", 7, 5, torch.float32, [6, 0, 0, 3, 6]),
+    _gather("nothing_kept", 7, 5, torch.float32, []),
+    _gather("everything_kept", 1000, 3, torch.float32, list(range(1000))),
+)
+
+#: Every case of every op.
+CASES: tuple[Case, ...] = (*_SELECT, *_OCSS, *_GATHER)

@@ -1,0 +1,80 @@
+"""Schemas, fakes and torch.compile of the compiled ops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from cacovid import ops
+from cacovid.ops.ocss_sample import flat_plan as ocss_integers
+from cacovid.ops.select_tokens import flat_plan as select_numbers
+from cacovid.reference.ocss import ocss_plan
+from cacovid.reference.select_tokens import select_plan
+from cacovid.testing import cases_of
+from cacovid.testing.cases import GRIDS, token_scores
+from cacovid.types import Grid
+
+
+def _schema_arguments() -> list[tuple[str, tuple[Any, ...]]]:
+    """Arguments of `torch.ops.cacovid.*` on small ragged videos."""
+    grid = Grid([(3, 3, 3), (1, 1, 1), (2, 1, 7)])
+    scores, frames = token_scores(grid.num_tokens, "ties"), token_scores(grid.num_frames, "normal")
+    selection = select_numbers(select_plan(grid, 0.4))
+    rollouts = ocss_integers(ocss_plan(grid, [0.3, 1.0, 0.2]))
+    return [
+        ("select_tokens", (scores, frames, *selection)),
+        ("select_tokens", (scores, None, *selection)),
+        ("ocss_sample", (scores, rollouts, 4, -7, 3)),
+        ("gather", (torch.randn(9, 5), torch.tensor([0, 3, 8]))),
+        ("gather", (torch.randn(9, 5).bfloat16(), torch.tensor([], dtype=torch.int64))),
+    ]
+
+
+@pytest.mark.parametrize(("op", "arguments"), _schema_arguments())
+def test_opcheck(op: str, arguments: tuple[Any, ...]) -> None:
+    torch.library.opcheck(getattr(torch.ops.cacovid, op).default, arguments)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for op in ("select_tokens", "ocss_sample", "gather") for case in cases_of(op)],
+    ids=lambda case: case.id,
+)
+def test_fake_has_the_result_s_shape(case: Any) -> None:
+    positional, named = case.make()
+    function = getattr(ops, case.op)
+    real = function(*positional, **named)
+    with FakeTensorMode() as mode:
+        faked = [mode.from_tensor(a) if isinstance(a, Tensor) else a for a in positional]
+        fake = function(*faked, **named)
+    assert isinstance(fake, Tensor)
+    assert fake.shape == real.shape and fake.dtype == real.dtype and fake.device == real.device
+    assert fake.stride() == real.stride()
+
+
+def test_fullgraph_from_scores_to_rows() -> None:
+    grid = GRIDS["ragged"]
+    count = 14 * 5 * 7
+
+    def step(tokens: Tensor, frames: Tensor, rows: Tensor, retention: float) -> tuple[Tensor, ...]:
+        keep = ops.select_tokens(tokens, frames, grid, retention)
+        drawn = ops.ocss_sample(
+            tokens[:count], [(14, 5, 7)], [0.1], 3, seed=2**64 - 1, offset=5
+        )  # a grid made inside the graph
+        return keep, ops.gather(rows, keep), drawn
+
+    tokens = token_scores(grid.num_tokens, "normal")
+    frames = token_scores(grid.num_frames, "normal")
+    rows = torch.randn(grid.num_tokens, 6, requires_grad=True)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for retention in (0.1, 0.5):
+        expected = step(tokens, frames, rows, retention)
+        got = compiled(tokens, frames, rows, retention)
+        assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+        (gradient,) = torch.autograd.grad(got[1].sum(), rows)
+        kept = torch.zeros(grid.num_tokens).index_fill(0, got[0], 1.0)
+        assert torch.equal(gradient, kept[:, None].expand_as(gradient))
