@@ -104,7 +104,7 @@ def _load_cpu() -> Status:
         torch.ops.load_library(str(path))
         found = torch.ops.cacovid._interface()
     except (OSError, RuntimeError, AttributeError) as error:
-        reason = f"cacovid/_C.so cannot be loaded into torch {torch.__version__}: {error}"
+        reason = f"cacovid/_C.so cannot be loaded into torch {torch.__version__}: {_cause(error)}"
         return Status("_C", False, f"{reason}. {_REBUILD}.")
     if found != INTERFACE:
         reason = f"cacovid/_C.so is from another build (interface {found}, expected {INTERFACE})"
@@ -127,8 +127,13 @@ def _load_cuda(cpu: Status) -> Status:
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
-        return Status("_C_cuda", False, f"cacovid/_C_cuda.so cannot be loaded: {error}")
+        return Status("_C_cuda", False, f"cacovid/_C_cuda.so cannot be loaded: {_cause(error)}")
     return Status("_C_cuda", True)
+
+
+def _cause(error: BaseException) -> BaseException:
+    # torch wraps the message of the dynamic linker, which alone says what is wrong.
+    return error.__cause__ or error
 
 
 def _reference_asked_for() -> bool:
