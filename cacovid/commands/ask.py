@@ -15,14 +15,15 @@ from cacovid.commands.common import (
     check_at_least,
     check_method,
     check_retention,
+    draw_overlay,
     quiet_libraries,
     use_backend,
     write_json,
     write_line,
 )
 from cacovid.commands.progress import progress
+from cacovid.errors import VideoReadError
 
-DEFAULT_METHOD = "attention"
 #: load, read, vision, score+select, prefill, decode
 STAGES = 6
 
@@ -43,7 +44,7 @@ class Ask(Command):
     retention: float = 0.1
     """Share of the video's tokens to keep, above 0 and at most 1."""
     method: Annotated[
-        str | None, arg(metavar="NAME", help_behavior_hint="(default: attention)")
+        str | None, arg(metavar="NAME", help_behavior_hint="(default: the policy, else attention)")
     ] = None
     """What chooses the tokens: attention, uniform or random; settings may follow, as in
     attention:2:question."""
@@ -78,7 +79,7 @@ class Ask(Command):
                 self.video,
                 self.question,
                 retention=self.retention,
-                method=self._method(),
+                method=self.method,
                 options=self.options or None,
                 max_new_tokens=self.max_new_tokens,
                 seed=self.seed,
@@ -86,16 +87,11 @@ class Ask(Command):
             )
             if self.overlay is not None:
                 shown.stage("overlay")
-                answer.overlay(self.overlay)
+                draw_overlay(answer, self.overlay)
         if self.json:
             write_json(self._object(answer))
         else:
             self._print(answer)
-
-    def _method(self) -> str | None:
-        if self.method is None and self.policy is None:
-            return DEFAULT_METHOD
-        return self.method
 
     def _check(self) -> None:
         """Refuses what can be refused before a model is loaded."""
@@ -114,6 +110,9 @@ class Ask(Command):
             check_method(self.method)
         if self.overlay is not None:
             self._check_overlay(self.overlay)
+        if not self.video.exists():
+            # The reader says so too, but only after the model is loaded.
+            raise VideoReadError(f"{self.video}: there is no such file")
 
     def _check_overlay(self, path: Path) -> None:
         from cacovid.errors import InvalidInputError
@@ -129,7 +128,7 @@ class Ask(Command):
             "answer": answer.text,
             "tokens": dict(answer.tokens),
             "seconds": {name: round(value, 6) for name, value in answer.timings.items()},
-            "method": self._method() or "policy",
+            "method": answer.method,
             "retention": self.retention,
         }
 

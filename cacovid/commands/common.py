@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -72,6 +73,25 @@ def quiet_libraries() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+def draw_overlay(answer: Any, path: Path) -> None:
+    """The overlay of an answer, under its question."""
+    from cacovid.viz import write_overlay
+
+    write_overlay(
+        path,
+        answer.frames,
+        answer.grid,
+        answer.scores,
+        answer.selection,
+        timestamps=answer.timestamps,
+        caption=(
+            answer.question,
+            answer.text,
+            f"method {answer.method}, retention {answer.retention:g}",
+        ),
+    )
 
 
 def write_line(text: str = "") -> None:

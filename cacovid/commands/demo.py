@@ -10,6 +10,7 @@ from cacovid.commands.common import (
     Command,
     check_at_least,
     check_method,
+    draw_overlay,
     quiet_libraries,
     show_table,
     write_line,
@@ -58,7 +59,7 @@ class Demo(Command):
             pictures = [self.folder / "overlay.png", self.folder / "overlay.mp4"]
             for picture in pictures:
                 shown.stage("overlay", picture.name)
-                answers[0][-1].overlay(picture)
+                draw_overlay(answers[0][-1], picture)
         self._print(clip, questions, answers, pictures)
 
     def _ask(self, qa: Any, clip: Path, question: Any, shown: Progress) -> list[Any]:
