@@ -1,0 +1,226 @@
+"""`attach`: pruning for code that must call `model.generate(**inputs)` itself.
+
+Three callables of the *instance* are replaced while the context lasts: `generate`, `forward`, and
+the inner model's `forward`. No class is touched, and leaving restores the instance exactly.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from cacovid.errors import InvalidInputError, UnsupportedModelError
+from cacovid.models.base import Adapter, Positions
+from cacovid.models.generation import check_generation, shift_lengths
+from cacovid.models.prune import PrunedInputs, prune_inputs
+from cacovid.models.registry import adapter_for
+from cacovid.models.resolve import resolve_method
+from cacovid.types import Grid, PerVideo
+
+_MARK = "_cacovid_attached"
+_ABSENT = object()
+
+#: Module, attribute, and what its `__dict__` held.
+_Saved: TypeAlias = tuple[nn.Module, str, Any]
+
+
+class Attachment:
+    """What `attach` hands out: the settings, and the last prompt that was pruned.
+
+    Attributes:
+        last: The latest `PrunedInputs`; None before the first call.
+        question: As in `prune_inputs`; may be set between calls.
+    """
+
+    def __init__(self, prune: Callable[..., PrunedInputs], question: Any) -> None:
+        self._prune = prune
+        self.question = question
+        self.last: PrunedInputs | None = None
+
+    def prune(self, inputs: Mapping[str, Any]) -> PrunedInputs:
+        """Prunes by the settings that were attached."""
+        self.last = self._prune(inputs=inputs, question=self.question)
+        return self.last
+
+
+@contextmanager
+def attach(
+    model: nn.Module,
+    policy_or_method: Any,
+    retention: PerVideo,
+    *,
+    seed: int = 0,
+    positions: Positions = "original",
+    question: Any = None,
+    tokenizer: Any = None,
+) -> Iterator[Attachment]:
+    """While it lasts, `model.generate(**inputs)` and `model(**inputs)` read pruned prompts.
+
+    `generate` returns the *original* prompt ids in front of the answer, so that code that cuts
+    `out[:, input_len:]` still works. Prompts without a video run as ever. `model(**inputs)` returns
+    logits of the shortened prompt; labels are shortened with it.
+
+    Args:
+        model: The model; nothing but this instance changes.
+        policy_or_method: As in `prune_inputs`.
+        retention: As in `prune_inputs`.
+        seed: As in `prune_inputs`.
+        positions: As in `prune_inputs`.
+        question: As in `prune_inputs`; by default found from the template's markers.
+        tokenizer: As in `prune_inputs`.
+
+    Yields:
+        An `Attachment`; its `last` is the latest `PrunedInputs`.
+
+    Raises:
+        UnsupportedModelError: for a model without adapter, a compiled model, a model that is
+            attached already; in `generate`, for settings that are not exact: chunked prefill,
+            static or compiled caches, assisted decoding, inputs_embeds alone.
+    """
+    adapter = adapter_for(model)
+    if hasattr(model, "_orig_mod"):
+        raise UnsupportedModelError(
+            "the model is compiled by torch.compile, which would not see the pruning; attach the "
+            "plain model, or use prune_inputs"
+        )
+    if _MARK in vars(model):
+        raise UnsupportedModelError(
+            "the model is attached already; leave the first attach before you enter another one"
+        )
+    if isinstance(retention, (int, float)):
+        Grid([(1, 1, 1)]).budgets(retention)
+    method = resolve_method(policy_or_method, model)
+    attachment = Attachment(
+        functools.partial(
+            prune_inputs, model, policy_or_method=method, retention=retention, seed=seed,
+            positions=positions, tokenizer=tokenizer,
+        ),
+        question,
+    )  # fmt: skip
+    inner = adapter.inner_model(model)
+    # Decoding steps, and the forward inside a pruned forward, run in the thread that pruned.
+    inside = threading.local()
+    saved: list[_Saved] = []
+    try:
+        _replace(saved, model, _MARK, True)
+        if hasattr(model, "generate"):
+            wrapped = _wrap_generate(model, adapter, attachment, inside)
+            _replace(saved, model, "generate", wrapped)
+        for module in dict.fromkeys((model, inner)):
+            wrapped = _wrap_forward(module, adapter, attachment, inside)
+            _replace(saved, module, "forward", wrapped)
+        yield attachment
+    finally:
+        for module, name, value in reversed(saved):
+            if value is _ABSENT:
+                vars(module).pop(name, None)
+            else:
+                vars(module)[name] = value
+
+
+def _replace(saved: list[_Saved], module: nn.Module, name: str, new: Any) -> None:
+    # Straight into __dict__: nn.Module.__setattr__ would look through its registries first.
+    saved.append((module, name, vars(module).get(name, _ABSENT)))
+    vars(module)[name] = new
+
+
+@contextmanager
+def _entered(inside: threading.local) -> Iterator[None]:
+    before = getattr(inside, "depth", 0)
+    inside.depth = before + 1
+    try:
+        yield
+    finally:
+        inside.depth = before
+
+
+def _wrap_generate(
+    model: Any, adapter: Adapter, attachment: Attachment, inside: threading.local
+) -> Callable[..., Any]:
+    original = model.generate
+
+    @functools.wraps(original)
+    def generate(
+        inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        if inputs is not None:
+            if kwargs.get("input_ids") is not None:
+                raise InvalidInputError("give the prompt once: as inputs, or as input_ids")
+            kwargs["input_ids"] = inputs
+        if getattr(inside, "depth", 0) or not _prunable(adapter, kwargs):
+            with _entered(inside):
+                return original(None, generation_config, *args, **kwargs)
+        check_generation(model, generation_config, kwargs, args)
+        prompt, options = _split_kwargs(model, kwargs)
+        pruned = attachment.prune(prompt)
+        shift_lengths(model, generation_config, options, pruned.removed)
+        with _entered(inside):
+            out = original(None, generation_config, *args, **{**options, **pruned.inputs})
+        return _with_original_prompt(out, prompt["input_ids"], pruned)
+
+    return generate
+
+
+def _wrap_forward(
+    module: Any, adapter: Adapter, attachment: Attachment, inside: threading.local
+) -> Callable[..., Any]:
+    original = module.forward
+    names = list(inspect.signature(original).parameters)
+
+    # `wraps` keeps the signature, by which generate decides what the model takes.
+    @functools.wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if getattr(inside, "depth", 0):
+            return original(*args, **kwargs)
+        kwargs.update(zip(names, args, strict=False))
+        if kwargs.get("past_key_values") is not None and adapter.has_video(kwargs):
+            raise UnsupportedModelError(
+                "a forward with a cache and a video came to an attached model from outside its "
+                "generate; call model.generate, or prune_inputs before your own decoding loop"
+            )
+        with _entered(inside):
+            if not _prunable(adapter, kwargs):
+                return original(**kwargs)
+            pruned = attachment.prune(kwargs)
+            return original(**pruned.forward_inputs)
+
+    return forward
+
+
+def _prunable(adapter: Adapter, kwargs: Mapping[str, Any]) -> bool:
+    """Whether there is a video to prune; a video that cannot be seen is an error."""
+    for name in ("inputs_embeds", "mm_encoder_outputs"):
+        if kwargs.get(name) is not None:
+            raise UnsupportedModelError(
+                f"{name} came to an attached model: its video cannot be pruned. Pass input_ids and "
+                f"pixel_values_videos as the processor returned them"
+            )
+    return adapter.has_video(kwargs)
+
+
+def _split_kwargs(model: Any, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model's inputs, and the options of generate."""
+    taken = set(inspect.signature(model.forward).parameters) - {"past_key_values", "use_cache"}
+    prompt = {k: v for k, v in kwargs.items() if k in taken and k != "logits_to_keep"}
+    return prompt, {k: v for k, v in kwargs.items() if k not in prompt}
+
+
+def _with_original_prompt(out: Any, input_ids: Tensor, pruned: PrunedInputs) -> Any:
+    short = pruned.inputs["input_ids"].shape[1]
+
+    def lengthen(sequences: Tensor) -> Tensor:
+        copies = sequences.shape[0] // input_ids.shape[0]
+        front = input_ids.to(sequences.device).repeat_interleave(copies, dim=0)
+        return torch.cat((front, sequences[:, short:]), dim=1)
+
+    if isinstance(out, Tensor):
+        return lengthen(out)
+    out.sequences = lengthen(out.sequences)
+    return out

@@ -1,0 +1,162 @@
+"""Attention that video tokens receive in one layer of the LLM, from that layer's q and k alone.
+
+No attention map is asked of the model (`output_attentions` would turn fused attention off and
+store `[H, S, S]`): the prompt runs up to the layer, and only the asking rows of the map are formed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from cacovid.errors import InvalidInputError, UnsupportedModelError
+from cacovid.types import Prompt
+
+Queries: TypeAlias = Literal["last", "question"]
+
+#: Extras are named `received_attention/{layer}/{queries}`.
+PREFIX = "received_attention/"
+
+
+class _Reached(Exception):
+    """The layer was reached; what lies behind it need not run. No error is reported by it."""
+
+
+def parse_name(name: str) -> tuple[int, Queries] | None:
+    """`(layer, queries)` of an extra's name, or None where it names something else.
+
+    >>> parse_name("received_attention/2/question")
+    (2, 'question')
+    """
+    if not name.startswith(PREFIX):
+        return None
+    layer, _, queries = name.removeprefix(PREFIX).partition("/")
+    if not layer.isdigit() or queries not in ("last", "question"):
+        raise InvalidInputError(
+            f"extra {name!r} is not known; expected received_attention/LAYER/last or "
+            f"received_attention/LAYER/question"
+        )
+    return int(layer), "last" if queries == "last" else "question"
+
+
+@torch.no_grad()
+def received_attention(
+    model: nn.Module, prompt: Prompt, layer: int, queries: Queries = "last"
+) -> Tensor:
+    """Attention probability that each video token receives, averaged over heads and queries.
+
+    `a_j = mean over heads and asking tokens i of softmax_j(q_i k_j / sqrt(d))` under the causal
+    mask, with the layer's own rotary embedding. Each packed prompt is run on its own, through the
+    layers before `layer` only.
+
+    Args:
+        model: A Hugging Face model that has an adapter.
+        prompt: One prompt, or several packed ones.
+        layer: Layer of the LLM, from 0.
+        queries: `"last"`: the last token of each prompt asks; `"question"`: its question tokens.
+
+    Returns:
+        `[N]` float32, in the grid's order, on the prompt's device. Deterministic.
+
+    Raises:
+        InvalidInputError: if the LLM has no such layer, or a prompt has no question tokens to ask.
+        UnsupportedModelError: if the layer's attention has no separate q and k projections.
+    """
+    from cacovid.models.registry import adapter_for
+
+    decoder = adapter_for(model).text_model(model)
+    depth = len(decoder.layers)
+    if not 0 <= layer < depth:
+        raise InvalidInputError(
+            f"attention of layer {layer} was asked for; the LLM has layers 0 to {depth - 1}"
+        )
+    asking = torch.zeros(prompt.embeds.shape[0], dtype=torch.bool, device=prompt.embeds.device)
+    asking[prompt.question_index] = True
+    received = prompt.embeds.new_zeros(prompt.embeds.shape[0], dtype=torch.float32)
+    for number, (begin, end) in enumerate(_spans(prompt)):
+        hidden, rotary, attention = _run_to_layer(decoder, prompt, begin, end, layer)
+        if queries == "last":
+            rows = torch.tensor([end - begin - 1], device=received.device)
+        else:
+            rows = asking[begin:end].nonzero().flatten()
+        if rows.numel() == 0:
+            raise InvalidInputError(
+                f"prompt {number} has no question tokens, whose attention was asked for; pass "
+                f"question=, or take the queries 'last'"
+            )
+        received[begin:end] = _column_means(attention, hidden, rotary, rows)
+    return received.index_select(0, prompt.video_index)
+
+
+def _spans(prompt: Prompt) -> Iterator[tuple[int, int]]:
+    offsets = prompt.prompt_offsets or (0, prompt.embeds.shape[0])
+    return itertools.pairwise(offsets)
+
+
+def _run_to_layer(
+    decoder: Any, prompt: Prompt, begin: int, end: int, layer: int
+) -> tuple[Tensor, tuple[Tensor, Tensor], Any]:
+    """The layer's normalised inputs `[1, S, D]`, its rotary `(cos, sin)`, and its attention."""
+    attention = decoder.layers[layer].self_attn
+    for name in ("q_proj", "k_proj", "head_dim"):
+        if not hasattr(attention, name):
+            raise UnsupportedModelError(
+                f"{type(attention).__name__} has no {name}; received attention is known for "
+                f"decoders with separate q and k projections only"
+            )
+    caught: dict[str, Any] = {}
+
+    def catch(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught["hidden"] = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        caught["rotary"] = kwargs.get("position_embeddings")
+        raise _Reached
+
+    embeds = prompt.embeds[begin:end].unsqueeze(0)
+    handle = attention.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        decoder(
+            inputs_embeds=embeds,
+            # Given, although it hides nothing: without one, gaps in the positions would be read
+            # as borders between packed sequences.
+            attention_mask=torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device),
+            position_ids=prompt.position_ids[..., begin:end].unsqueeze(-2),
+            use_cache=False,
+        )
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    if caught.get("rotary") is None:
+        raise UnsupportedModelError(
+            f"{type(attention).__name__} was not handed its rotary embedding; received attention "
+            f"is known for decoders that pass position_embeddings only"
+        )
+    return caught["hidden"], caught["rotary"], attention
+
+
+def _column_means(
+    attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], rows: Tensor
+) -> Tensor:
+    """`[S]` float32: mean over heads and `rows` of the layer's attention probabilities."""
+    length, head = hidden.shape[1], attention.head_dim
+    query = attention.q_proj(hidden).view(1, length, -1, head)
+    key = attention.k_proj(hidden).view(1, length, -1, head)
+    if getattr(attention, "q_norm", None) is not None:
+        query, key = attention.q_norm(query), attention.k_norm(key)
+    rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+    query, key = rotate(query.transpose(1, 2), key.transpose(1, 2), *rotary)
+    query = query[0].index_select(1, rows)
+    key = key[0].repeat_interleave(query.shape[0] // key.shape[1], dim=0)
+    scale = getattr(attention, "scaling", head**-0.5)
+    logits = torch.matmul(query, key.transpose(1, 2)).float() * scale
+    columns = torch.arange(length, device=rows.device)
+    hidden_from = columns[None, :] > rows[:, None]
+    window = getattr(attention, "sliding_window", None)
+    if window is not None:
+        hidden_from |= columns[None, :] <= rows[:, None] - window
+    return logits.masked_fill(hidden_from, float("-inf")).softmax(-1).mean(dim=(0, 1))

@@ -1,0 +1,75 @@
+"""Where a model's name points, and how its directory wants videos read.
+
+A model's directory may hold `cacovid.json`:
+
+    {"max_frames": 16, "fps": 4.0}
+
+`max_frames` and `fps` are what `cacovid.video.FrameSampling` takes. Without the file: 32 frames at
+one frame a second at most.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from cacovid.errors import InvalidInputError
+
+#: The embedded model's name, and where it lives.
+TINY = "tiny"
+TINY_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "tiny"
+
+FILE = "cacovid.json"
+
+
+@dataclass(frozen=True)
+class ReadingDefaults:
+    """How many frames of a video a model is shown.
+
+    Args:
+        max_frames: Frames at most.
+        fps: Frames a second at most.
+    """
+
+    max_frames: int = 32
+    fps: float = 1.0
+
+
+def model_location(name: str | PathLike[str]) -> str:
+    """Directory or Hub id of a model; `"tiny"` is the embedded one.
+
+    Raises:
+        InvalidInputError: if the embedded model is missing from the installation.
+    """
+    if str(name) != TINY:
+        return str(name)
+    if not (TINY_FOLDER / "config.json").exists():
+        raise InvalidInputError(
+            f"the embedded model is not in this installation ({TINY_FOLDER} is empty); train it "
+            f"with `python -m cacovid.synthetic.tiny`, or name a directory or Hub id"
+        )
+    return str(TINY_FOLDER)
+
+
+def reading_defaults(location: str) -> ReadingDefaults:
+    """What the model's `cacovid.json` says, or the general defaults.
+
+    Raises:
+        InvalidInputError: if the file says something that cannot be.
+    """
+    path = Path(location) / FILE
+    if not path.exists():
+        return ReadingDefaults()
+    try:
+        data = json.loads(path.read_text())
+        known = {name: data[name] for name in ("max_frames", "fps") if name in data}
+        out = ReadingDefaults(**known)
+        if int(out.max_frames) < 1 or float(out.fps) <= 0:
+            raise ValueError("max_frames and fps have to be positive")
+    except (ValueError, TypeError) as error:
+        raise InvalidInputError(
+            f'{path} cannot be used ({error}); expected e.g. {{"max_frames": 16, "fps": 4.0}}'
+        ) from error
+    return out

@@ -1,0 +1,90 @@
+"""Which settings of `generate` an attached model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cacovid.errors import UnsupportedModelError
+
+#: Cache implementations that grow with the sequence.
+_GROWING = (None, "dynamic", "dynamic_full", "offloaded")
+
+#: Settings that must be unset: each reads the prompt in a way that pruning does not go along with.
+_REFUSED = {
+    "prefill_chunk_size": "chunked prefill reads the prompt from its ids; a pruned prompt is short",
+    "compile_config": "compiled decoding was not made for the shortened prompt's cache",
+    "prompt_lookup_num_tokens": "assisted decoding reads the prompt a second time",
+    "assistant_model": "assisted decoding reads the prompt a second time",
+    "custom_generate": "custom decoding loops may read the prompt a second time",
+    "negative_prompt_ids": "a negative prompt has no pruned counterpart",
+}
+
+#: `max_length` of transformers' configurations that nobody set.
+_DEFAULT_MAX_LENGTH = (None, 20)
+
+
+def check_generation(
+    model: Any, config: Any, kwargs: Mapping[str, Any], args: Sequence[Any] = ()
+) -> None:
+    """Refuses the settings with which an attached `generate` would not be exact.
+
+    Args:
+        model: The model.
+        config: The call's `generation_config`, or None.
+        kwargs: The call's keyword arguments.
+        args: Its other positional arguments.
+
+    Raises:
+        UnsupportedModelError: naming the setting and what to do.
+    """
+    if args:
+        raise UnsupportedModelError(
+            "generate of an attached model takes inputs and generation_config by place; pass "
+            "everything else by name"
+        )
+    for name, reason in _REFUSED.items():
+        if setting(model, config, kwargs, name) is not None:
+            raise UnsupportedModelError(
+                f"{name} is set, which attach does not take: {reason}. Leave it out"
+            )
+    cache = setting(model, config, kwargs, "cache_implementation")
+    if cache not in _GROWING:
+        raise UnsupportedModelError(
+            f"cache_implementation is {cache!r}; attach is exact with the dynamic cache only. "
+            f"Leave it out, or call generate(**prune_inputs(...).inputs)"
+        )
+    past = kwargs.get("past_key_values")
+    if past is not None and (type(past).__name__ != "DynamicCache" or past.get_seq_length()):
+        raise UnsupportedModelError(
+            f"past_key_values is a {type(past).__name__}; attach takes an empty DynamicCache only"
+        )
+
+
+def shift_lengths(model: Any, config: Any, kwargs: dict[str, Any], removed: int) -> None:
+    """Makes `max_length` and `min_length`, which count the prompt, count the original prompt.
+
+    Args:
+        model: The model.
+        config: The call's `generation_config`, or None.
+        kwargs: The call's options; changed in place.
+        removed: By how much the prompt became shorter.
+    """
+    longest = setting(model, config, kwargs, "max_length")
+    given = kwargs.get("max_length") is not None or longest not in _DEFAULT_MAX_LENGTH
+    if given and setting(model, config, kwargs, "max_new_tokens") is None:
+        kwargs["max_length"] = longest - removed
+    shortest = setting(model, config, kwargs, "min_length")
+    if shortest and setting(model, config, kwargs, "min_new_tokens") is None:
+        kwargs["min_length"] = max(0, shortest - removed)
+
+
+def setting(model: Any, config: Any, kwargs: Mapping[str, Any], name: str) -> Any:
+    """A setting as `generate` finds it: in the call, in its configuration, in the model's."""
+    if kwargs.get(name) is not None:
+        return kwargs[name]
+    for source in (config, getattr(model, "generation_config", None)):
+        value = getattr(source, name, None)
+        if value is not None:
+            return value
+    return None

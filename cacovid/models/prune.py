@@ -1,0 +1,169 @@
+"""`prune_inputs`: a model's inputs with only the video tokens that a policy or method keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cacovid.errors import InvalidInputError, UnsupportedModelError
+from cacovid.methods import Method, score_and_select
+from cacovid.models.base import EmbeddedInputs, Positions, QuestionSource
+from cacovid.models.registry import adapter_for
+from cacovid.models.resolve import resolve_method
+from cacovid.models.timing import StageClock
+from cacovid.models.tokenizer import tokenizer_for
+from cacovid.types import PerVideo, Prompt, Scores, Selection
+
+#: The stages' names, in order, as `timings` and progress bars have them.
+VISION, SELECT = "vision", "score+select"
+
+
+@dataclass(frozen=True)
+class PrunedInputs:
+    """Inputs of `model.generate`, shortened, and how they came about.
+
+    Args:
+        inputs: `input_ids`, `attention_mask`, `position_ids` `[B, W]`, `inputs_embeds`
+            `[B, W, D]`, and what else was given and is not about vision. For `model.generate`.
+        selection: The kept tokens of all videos.
+        scores: What the method thought of each token; None where it does not score.
+        timings: Seconds by stage: `"vision"`, `"score+select"`.
+        method: The method's name.
+        removed: By how much the rows (`W`) are shorter than those given.
+    """
+
+    inputs: dict[str, Any]
+    selection: Selection
+    scores: Scores | None
+    timings: dict[str, float]
+    method: str
+    removed: int
+
+    @property
+    def forward_inputs(self) -> dict[str, Any]:
+        """The inputs for one plain `model(...)`: `forward` takes ids or embeddings, not both."""
+        return {name: value for name, value in self.inputs.items() if name != "input_ids"}
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """`{"video": N, "kept": K}` over all videos."""
+        return {"video": self.selection.grid.num_tokens, "kept": sum(self.selection.counts)}
+
+
+@torch.no_grad()
+def prune_inputs(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    policy_or_method: Any,
+    retention: PerVideo,
+    *,
+    seed: int = 0,
+    positions: Positions = "original",
+    question: str | Sequence[str] | Tensor | None = None,
+    tokenizer: Any = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> PrunedInputs:
+    """Encodes the videos once, selects tokens, and shortens the prompts; patches nothing.
+
+    The result goes to `model.generate(**pruned.inputs)`: greedy, sampled or beam decoding, with
+    dynamic or static caches. Keeping everything gives what plain `generate` gives, token for
+    token. Chunked prefill cannot read it, and `max_length` counts the shortened prompt: use
+    `max_new_tokens`.
+
+    Args:
+        model: A model that has an adapter (LLaVA-OneVision).
+        inputs: What its processor returned, on the model's device: one prompt or a padded batch,
+            any number of videos per prompt.
+        policy_or_method: A policy, a method, a method's name, or a policy's directory or Hub id.
+        retention: Share of the video tokens to keep, in (0, 1]; one number, or one per video.
+            Exactly `max(1, floor(r*N))` are kept of each video.
+        seed: Seed of the methods that draw.
+        positions: `"original"`: kept tokens keep their positions. `"compact"`: no gaps.
+        question: The question's text as it stands in the prompt (one, or one per prompt), or a
+            `[B, W]` bool mask; found from the template's markers when omitted.
+        tokenizer: The model's tokenizer; by default the one stored beside its weights.
+        on_stage: Called with each stage's name when it begins.
+
+    Raises:
+        UnsupportedModelError: if no adapter serves the model, or the model is set to prefill in
+            chunks.
+        WrongBaseModelError: if the policy is for another base model.
+        InvalidInputError: for inputs without a video or of a wrong shape, a retention outside
+            (0, 1], NaN scores, or a question that is needed and not found.
+    """
+    adapter = adapter_for(model)
+    _refuse_chunks(model)
+    method = resolve_method(policy_or_method, model)
+    clock = StageClock(_device(inputs, model), on_stage)
+    source = _question_source(model, method, question, tokenizer)
+
+    clock.announce(VISION)
+    begin = clock.now()
+    embedded: EmbeddedInputs = adapter.embed(model, inputs, method.needs, question=source)
+    clock.add(VISION, embedded.vision_seconds)
+    clock.announce(SELECT)
+    selection, scores = select(method, embedded.prompt, retention, seed=seed)
+    shortened = adapter.prune(embedded, selection, positions)
+    clock.add(SELECT, clock.now() - begin - embedded.vision_seconds)
+    return PrunedInputs(
+        inputs=shortened,
+        selection=selection,
+        scores=scores,
+        timings=clock.seconds,
+        method=method.name,
+        removed=embedded.input_ids.shape[1] - shortened["input_ids"].shape[1],
+    )
+
+
+def select(
+    method: Method, prompt: Prompt, retention: PerVideo, *, seed: int = 0
+) -> tuple[Selection, Scores | None]:
+    """Scores and selects, and refuses what does not hold the exact budget.
+
+    Raises:
+        InvalidInputError: for NaN scores, or another number of tokens than the budget.
+    """
+    budgets = prompt.grid.budgets(retention)
+    selection, scores = score_and_select(method, prompt, retention, seed=seed)
+    if scores is not None:
+        for name, values in (("token", scores.token), ("frame", scores.frame)):
+            if values is not None and bool(torch.isnan(values).any()):
+                raise InvalidInputError(
+                    f"method {method.name!r} gave NaN {name} scores; nothing was pruned. Check "
+                    f"the weights and the dtype of policy and model (float16 overflows)"
+                )
+    if selection.counts != budgets:
+        raise InvalidInputError(
+            f"method {method.name!r} kept {selection.counts} tokens of the videos; the budget is "
+            f"exactly {budgets}"
+        )
+    return selection, scores
+
+
+def _question_source(
+    model: nn.Module, method: Method, question: str | Sequence[str] | Tensor | None, tokenizer: Any
+) -> QuestionSource:
+    required = method.question_aware
+    if isinstance(question, Tensor):
+        return QuestionSource(mask=question, required=required)
+    if tokenizer is None and (question is not None or required):
+        tokenizer = tokenizer_for(model)
+    return QuestionSource(text=question, tokenizer=tokenizer, required=required)
+
+
+def _refuse_chunks(model: nn.Module) -> None:
+    chunk = getattr(getattr(model, "generation_config", None), "prefill_chunk_size", None)
+    if chunk is not None:
+        raise UnsupportedModelError(
+            f"model.generation_config.prefill_chunk_size is {chunk}; a pruned prompt is read in "
+            f"one piece. Set it to None (the prompt is short now)"
+        )
+
+
+def _device(inputs: Mapping[str, Any], model: nn.Module) -> torch.device:
+    ids = inputs.get("input_ids")
+    return ids.device if isinstance(ids, Tensor) else next(model.parameters()).device

@@ -1,0 +1,118 @@
+"""Packed prompts without the dropped video tokens, written down as padded rows again.
+
+The same for every model: which rows stay is known from the selection, how many from the budget, so
+nothing is read back from the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from cacovid.errors import InvalidInputError
+from cacovid.models.base import EmbeddedInputs, Positions
+from cacovid.types import Selection
+
+
+@dataclass(frozen=True)
+class ShortRows:
+    """Where everything of a shortened batch comes from and goes to.
+
+    Dimensions: `B` prompts, `W` tokens of the longest shortened prompt, `R` tokens without padding.
+
+    Args:
+        kept: `[R]` int64, ascending: packed tokens that stay.
+        target: `[R]` int64: their places in the rows `[B * W]`, padded on the left.
+        lengths: Tokens of each shortened prompt (host integers).
+        width: `W`.
+    """
+
+    kept: Tensor
+    target: Tensor
+    lengths: tuple[int, ...]
+    width: int
+
+    def lay_out(self, packed: Tensor, fill: float) -> Tensor:
+        """Rows `[B, W, ...]` of packed values `[S, ...]`, `fill` in the padding."""
+        flat = packed.new_full((len(self.lengths) * self.width, *packed.shape[1:]), fill)
+        flat.index_copy_(0, self.target, packed.index_select(0, self.kept))
+        return flat.view(len(self.lengths), self.width, *packed.shape[1:])
+
+
+def shorten(embedded: EmbeddedInputs, selection: Selection) -> ShortRows:
+    """Plans the shortened rows of a batch.
+
+    Raises:
+        InvalidInputError: if the selection is of other grids than the prompts.
+    """
+    grid = embedded.prompt.grid
+    if selection.grid != grid:
+        raise InvalidInputError(
+            f"the selection is of videos {selection.grid.sizes}, the prompts hold {grid.sizes}; "
+            f"select on the prompt that embed returned"
+        )
+    lengths = list(embedded.row_lengths)
+    for row, tokens, count in zip(
+        embedded.video_rows, grid.tokens_per_video, selection.counts, strict=True
+    ):
+        lengths[row] -= tokens - count
+    video = embedded.prompt.video_index.index_select(0, selection.keep)
+    kept = torch.cat((embedded.other_index, video)).sort().values
+    width = max(lengths)
+    places = [
+        torch.arange((row + 1) * width - length, (row + 1) * width)
+        for row, length in enumerate(lengths)
+    ]
+    return ShortRows(kept, torch.cat(places).to(kept.device), tuple(lengths), width)
+
+
+def rewrite(
+    embedded: EmbeddedInputs, selection: Selection, positions: Positions
+) -> dict[str, Tensor]:
+    """`input_ids`, `attention_mask`, `position_ids` `[B, W]` and `inputs_embeds` `[B, W, D]`.
+
+    Args:
+        embedded: The prompts.
+        selection: The kept tokens; its own embeddings, where a method merged tokens, go in.
+        positions: Whether the kept tokens keep their position ids.
+
+    Raises:
+        InvalidInputError: for an unknown `positions`, or a selection of other grids.
+    """
+    if positions not in get_args(Positions):
+        raise InvalidInputError(
+            f"positions is {positions!r}; expected 'original' (tokens keep their positions) or "
+            f"'compact' (no gaps)"
+        )
+    rows = shorten(embedded, selection)
+    prompt = embedded.prompt
+    embeds = prompt.embeds
+    if selection.embeds is not None:
+        video = prompt.video_index.index_select(0, selection.keep)
+        embeds = embeds.index_copy(0, video, selection.embeds.to(embeds))
+    ids = embedded.input_ids.flatten().index_select(0, embedded.source)
+    mask = rows.lay_out(torch.ones_like(ids), 0)
+    if positions == "compact":
+        position_ids = (mask.cumsum(-1) - 1).clamp_(min=0)
+    else:
+        position_ids = rows.lay_out(prompt.position_ids, 0)
+    return {
+        "input_ids": rows.lay_out(ids, embedded.pad_id),
+        "attention_mask": mask,
+        "position_ids": position_ids,
+        "inputs_embeds": rows.lay_out(embeds, 0.0),
+    }
+
+
+def shorten_like_ids(
+    embedded: EmbeddedInputs, selection: Selection, name: str, value: Tensor
+) -> Tensor:
+    """A further input of the prompt's shape `[B, W, ...]` (labels, token types), shortened alike.
+
+    Labels are padded with -100, everything else with 0.
+    """
+    packed = value.flatten(0, 1).index_select(0, embedded.source.to(value.device))
+    return shorten(embedded, selection).lay_out(packed, -100 if name == "labels" else 0)

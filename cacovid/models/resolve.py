@@ -1,0 +1,81 @@
+"""What chooses the tokens: a policy, a method, a method's name, or a policy's folder."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cacovid.errors import InvalidInputError, WrongBaseModelError
+from cacovid.methods import Method, PolicyMethod, get, names
+
+
+def resolve_method(chooser: Any, model: nn.Module) -> Method:
+    """The method that `chooser` stands for.
+
+    Args:
+        chooser: A method's name (`"attention"`, `"attention:2:question"`), a directory or Hub id
+            (`"owner/name"`) of a policy, a policy, or a method.
+        model: The model that it is to be used with.
+
+    Raises:
+        InvalidInputError: if it is none of these.
+        WrongBaseModelError: if a policy was made for another hidden size or base model.
+    """
+    if isinstance(chooser, (str, PathLike)):
+        return _named(chooser, model)
+    if isinstance(chooser, nn.Module) or not isinstance(chooser, Method):
+        if not callable(chooser):
+            raise InvalidInputError(
+                f"{chooser!r} does not choose tokens; expected a policy, a method, a method's name "
+                f"({', '.join(names())}), or the directory or Hub id of a policy"
+            )
+        chooser = PolicyMethod(chooser)
+    policy = getattr(chooser, "policy", None)
+    if policy is not None:
+        check_base_model(policy, model)
+    return chooser
+
+
+def check_base_model(policy: Any, model: nn.Module) -> None:
+    """Refuses a policy whose hidden size is not the model's.
+
+    Raises:
+        WrongBaseModelError: naming both models and both sizes.
+    """
+    config = getattr(policy, "config", None)
+    width = getattr(config, "hidden_size", None)
+    base: Any = model.config
+    text = base.get_text_config() if hasattr(base, "get_text_config") else base
+    if width is not None and width != text.hidden_size:
+        raise WrongBaseModelError(
+            f"the policy is for {getattr(config, 'base_model', None) or 'a model'} of hidden size "
+            f"{width}; the model {_model_name(model)} has hidden size {text.hidden_size}. Use the "
+            f"policy with its own base model, or train one for this model"
+        )
+
+
+def _named(name: str | PathLike[str], model: nn.Module) -> Method:
+    text = str(name)
+    if text.partition(":")[0] in names():
+        return get(text, model=model)
+    path = Path(name)
+    if path.is_dir() or (isinstance(name, str) and text.count("/") == 1):
+        from cacovid.policies import load_policy
+
+        policy = load_policy(text).to(next(model.parameters()).device).eval()
+        check_base_model(policy, model)
+        return PolicyMethod(policy)
+    if isinstance(name, PathLike) or "/" in text:
+        raise InvalidInputError(
+            f"there is no policy directory {text!r}; expected one with config.json and "
+            f"model.safetensors, a Hub id (owner/name), or a method's name: {', '.join(names())}"
+        )
+    return get(text, model=model)
+
+
+def _model_name(model: nn.Module) -> str:
+    name = getattr(model, "name_or_path", "")
+    return f"{type(model).__name__} ({name})" if name else type(model).__name__

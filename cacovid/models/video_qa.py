@@ -1,0 +1,271 @@
+"""`VideoQA`: a question asked of a video, answered from a share of its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cacovid.errors import InvalidInputError
+from cacovid.models.defaults import ReadingDefaults, model_location, reading_defaults
+from cacovid.models.processing import load_processor
+from cacovid.models.prune import PrunedInputs, prune_inputs
+from cacovid.models.registry import adapter_for, supported_model_types
+from cacovid.models.resolve import resolve_method
+from cacovid.models.timing import StageClock
+from cacovid.types import Grid, Scores, Selection
+
+READ, PREFILL, DECODE = "read", "prefill", "decode"
+
+#: What chooses the tokens where there is no policy.
+DEFAULT_METHOD = "attention"
+
+#: A policy beside the model's weights is used without being named.
+POLICY_FOLDER = "policy"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and how it came about.
+
+    Args:
+        text: What the model said.
+        selection: The kept tokens.
+        scores: What the method thought of each token; None where it does not score.
+        timings: Seconds by stage: `read` (decoding and preparing the frames), `vision`,
+            `score+select`, `prefill` (up to the first token), `decode`.
+        tokens: `{"video": N, "kept": K}`.
+        frames: The frames that the model saw, uint8 `[F, H, W, 3]`.
+        timestamps: Seconds of each frame, float64 `[F]`; None for a video given as an array.
+        question: The question as it was asked, with its options.
+        method: The method's name.
+        retention: Share of the tokens that was asked for.
+    """
+
+    text: str
+    selection: Selection
+    scores: Scores | None
+    timings: dict[str, float]
+    tokens: dict[str, int]
+    frames: np.ndarray
+    timestamps: np.ndarray | None
+    question: str
+    method: str
+    retention: float
+
+    @property
+    def grid(self) -> Grid:
+        """The video's `(t, h, w)` after the model's pooling."""
+        return self.selection.grid
+
+    def overlay(self, path: str | PathLike[str]) -> Path:
+        """Draws the frames with scores and kept tokens: `.png` (all frames) or `.mp4`.
+
+        Raises:
+            InvalidInputError: for another ending.
+        """
+        from cacovid.viz.overlay import write_overlay
+
+        return write_overlay(
+            path, self.frames, self.grid, self.scores, self.selection, timestamps=self.timestamps
+        )
+
+
+class VideoQA:
+    """A model, its processor and what chooses the tokens.
+
+    Args:
+        model: A model that has an adapter.
+        processor: Its processor, or a `VideoProcessor`.
+        policy: What chooses the tokens unless a question says otherwise: a policy, a method, a
+            method's name, a policy's directory or Hub id. Default: `"attention"`.
+        reading: How many frames to show.
+
+    Raises:
+        UnsupportedModelError: if no adapter serves the model.
+        WrongBaseModelError: if the policy is for another base model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,
+        policy: Any = None,
+        reading: ReadingDefaults | None = None,
+    ) -> None:
+        adapter_for(model)
+        self.model: Any = model
+        self.processor = processor
+        self.method = resolve_method(DEFAULT_METHOD if policy is None else policy, model)
+        self.reading = reading or ReadingDefaults()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | PathLike[str],
+        policy: Any = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+    ) -> VideoQA:
+        """Loads a model with its processor, and the policy beside it if there is one.
+
+        Args:
+            name: `"tiny"` (embedded, no download), a directory, or a Hub id.
+            policy: As in the constructor; default: the directory's `policy` folder, if it has one.
+            device: Where to run; default: CUDA where there is one.
+            dtype: The weights' dtype; default: float32 on a CPU, bfloat16 elsewhere.
+
+        Raises:
+            UnsupportedModelError: for a kind of model without adapter, before weights are loaded.
+            InvalidInputError: if the embedded model is missing.
+        """
+        from transformers import AutoConfig, AutoModelForImageTextToText
+
+        location = model_location(name)
+        _check_type(location, AutoConfig.from_pretrained(location))
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if dtype is None:
+            dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+        model = AutoModelForImageTextToText.from_pretrained(location, dtype=dtype)
+        model = model.to(device).eval()
+        beside = Path(location) / POLICY_FOLDER
+        if policy is None and (beside / "config.json").exists():
+            policy = beside
+        return cls(model, load_processor(location), policy, reading_defaults(location))
+
+    def ask(
+        self,
+        video: str | PathLike[str] | np.ndarray | Tensor,
+        question: str,
+        retention: float = 0.25,
+        *,
+        method: Any = None,
+        options: Sequence[str] | None = None,
+        max_new_tokens: int = 64,
+        seed: int = 0,
+        on_stage: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Answers a question from a share of the video's tokens; greedy, hence deterministic.
+
+        Args:
+            video: A file, or uint8 frames `[F, H, W, 3]` (of more frames than the model is shown,
+                evenly spaced ones are taken).
+            question: The question.
+            retention: Share of the video tokens to keep, in (0, 1].
+            method: What chooses the tokens, for this question only; as `policy` above.
+            options: Options of a multiple choice, written below the question as A., B., ...
+            max_new_tokens: The longest answer, in tokens.
+            seed: Seed of the methods that draw.
+            on_stage: Called with a stage's name when it begins.
+
+        Raises:
+            VideoReadError: if the file cannot be read.
+            InvalidInputError: for an empty question, a retention outside (0, 1], frames that are
+                no uint8 RGB.
+        """
+        chooser = self.method if method is None else resolve_method(method, self.model)
+        Grid([(1, 1, 1)]).budgets(float(retention))
+        asked = _with_options(question, options)
+        clock = StageClock(self.model.device, on_stage)
+        with clock(READ):
+            frames, timestamps = self._frames(video)
+            inputs = self._inputs(frames, asked)
+        pruned = prune_inputs(
+            self.model, inputs, chooser, float(retention), seed=seed, question=asked,
+            tokenizer=self.processor.tokenizer, on_stage=on_stage,
+        )  # fmt: skip
+        for stage, seconds in pruned.timings.items():
+            clock.add(stage, seconds)
+        text = self._generate(pruned, clock, max_new_tokens)
+        return Answer(
+            text=text, selection=pruned.selection, scores=pruned.scores, timings=clock.seconds,
+            tokens=pruned.tokens, frames=frames, timestamps=timestamps, question=asked,
+            method=pruned.method, retention=float(retention),
+        )  # fmt: skip
+
+    def _frames(self, video: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        if isinstance(video, Tensor):
+            video = video.cpu().numpy()
+        if isinstance(video, np.ndarray):
+            if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8 or not len(video):
+                raise InvalidInputError(
+                    f"the video is an array {video.shape} of {video.dtype}; expected uint8 frames "
+                    f"[F, H, W, 3]"
+                )
+            count = min(len(video), self.reading.max_frames)
+            return video[np.linspace(0, len(video) - 1, count).round().astype(np.int64)], None
+        from cacovid.video import FrameSampling, read_frames
+
+        sampling = FrameSampling(max_frames=self.reading.max_frames, fps=self.reading.fps)
+        read = read_frames(video, sampling)
+        return read.frames, read.timestamps
+
+    def _inputs(self, frames: np.ndarray, question: str) -> dict[str, Any]:
+        content = [{"type": "video"}, {"type": "text", "text": question}]
+        prompt = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        batch = self.processor(text=[prompt], videos=[frames], return_tensors="pt", padding=True)
+        pixels = batch["pixel_values_videos"].to(self.model.dtype)
+        return {
+            name: value.to(self.model.device) if isinstance(value, Tensor) else value
+            for name, value in {**batch, "pixel_values_videos": pixels}.items()
+        }
+
+    def _generate(self, pruned: PrunedInputs, clock: StageClock, max_new_tokens: int) -> str:
+        first = _FirstToken(clock)
+        clock.announce(PREFILL)
+        begin = clock.now()
+        out = self.model.generate(
+            **pruned.inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
+            stopping_criteria=[first],
+        )  # fmt: skip
+        end = clock.now()
+        prefilled = first.seconds if first.seconds is not None else end
+        clock.add(PREFILL, prefilled - begin)
+        clock.add(DECODE, end - prefilled)
+        new = out[0, pruned.inputs["input_ids"].shape[1] :]
+        return self.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+
+
+class _FirstToken:
+    """A stopping criterion that stops nothing and notes when the first token was there."""
+
+    def __init__(self, clock: StageClock) -> None:
+        self._clock = clock
+        self.seconds: float | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        if self.seconds is None:
+            self.seconds = self._clock.now()
+            self._clock.announce(DECODE)
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+def _with_options(question: str, options: Sequence[str] | None) -> str:
+    question = question.strip()
+    if not question:
+        raise InvalidInputError("the question is empty; ask something")
+    if not options:
+        return question
+    if len(options) > 26:
+        raise InvalidInputError(f"{len(options)} options were given; expected 26 at most")
+    listed = (f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))
+    return "\n".join((question, *listed))
+
+
+def _check_type(location: str, config: Any) -> None:
+    from cacovid.errors import UnsupportedModelError
+
+    if config.model_type not in supported_model_types():
+        raise UnsupportedModelError(
+            f"{location!r} is of model type {config.model_type!r}, which has no adapter; "
+            f"supported: {', '.join(supported_model_types())}"
+        )
