@@ -12,6 +12,7 @@ PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+FORMATTED := $(NATIVE) $(wildcard tests/compile/*.cpp tests/compile/*.cu)
 
 .DELETE_ON_ERROR:
 .PHONY: setup demo test lint build test-transformers clean FORCE
@@ -37,7 +38,7 @@ demo: setup
 lint: setup
 	$(BIN)/ruff check cacovid tests kernels bench setup.py
 	$(BIN)/mypy
-	$(if $(NATIVE),$(BIN)/clang-format --dry-run -Werror $(NATIVE))
+	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
 
 test: lint
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
