@@ -16,11 +16,11 @@ from cacovid.commands.common import (
     check_method,
     check_retention,
     draw_overlay,
-    quiet_libraries,
     use_backend,
     write_json,
     write_line,
 )
+from cacovid.commands.loading import load_model
 from cacovid.commands.progress import progress
 from cacovid.errors import VideoReadError
 
@@ -70,11 +70,7 @@ class Ask(Command):
         self._check()
         with progress(STAGES + (self.overlay is not None)) as shown:
             shown.stage("load", self.model)
-            import cacovid
-
-            if not self.debug:
-                quiet_libraries()
-            qa = cacovid.VideoQA.from_pretrained(self.model, policy=self.policy, device=self.device)
+            qa = load_model(self.model, self.policy, self.device, debug=self.debug)
             answer = qa.ask(
                 self.video,
                 self.question,

@@ -67,14 +67,6 @@ def use_backend(name: str) -> None:
     os.environ[variable.name] = name
 
 
-def quiet_libraries() -> None:
-    """Keeps the progress bars and hints of transformers off the terminal."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-
-
 def draw_overlay(answer: Any, path: Path) -> None:
     """The overlay of an answer, under its question."""
     from cacovid.viz import write_overlay

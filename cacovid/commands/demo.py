@@ -11,10 +11,10 @@ from cacovid.commands.common import (
     check_at_least,
     check_method,
     draw_overlay,
-    quiet_libraries,
     show_table,
     write_line,
 )
+from cacovid.commands.loading import load_model
 from cacovid.commands.progress import Progress, progress
 
 RETENTIONS = (1.0, 0.25, 0.1)
@@ -44,17 +44,14 @@ class Demo(Command):
         asks = QUESTIONS * len(RETENTIONS)
         with progress(asks + 4) as shown:
             shown.stage("Drawing the video")
-            import cacovid
             from cacovid import synthetic
 
-            if not self.debug:
-                quiet_libraries()
             scene = synthetic.make_scene("test", seed=self.seed, index=0)
             self.folder.mkdir(parents=True, exist_ok=True)
             clip = scene.write(self.folder / "clip.mp4")
             questions = synthetic.sample_questions(scene, QUESTIONS, scene.generator(purpose=3))
             shown.stage("load", self.model)
-            qa = cacovid.VideoQA.from_pretrained(self.model)
+            qa = load_model(self.model, debug=self.debug)
             answers = [self._ask(qa, clip, question, shown) for question in questions]
             pictures = [self.folder / "overlay.png", self.folder / "overlay.mp4"]
             for picture in pictures:

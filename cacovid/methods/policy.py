@@ -53,7 +53,7 @@ class PolicyMethod(ScoredMethod):
 
     def select(self, scores: Scores, prompt: Prompt, retention: PerVideo) -> Selection:
         """The kept tokens by `cacovid.ops.select_tokens`."""
-        from cacovid.reference.select_tokens import select_tokens
+        from cacovid.ops import select_tokens
 
         keep = select_tokens(
             scores.token,
