@@ -85,7 +85,11 @@ def attach(
             static or compiled caches, assisted decoding, inputs_embeds alone.
     """
     adapter = adapter_for(model)
-    if hasattr(model, "_orig_mod"):
+    inner = adapter.inner_model(model)
+    # torch.compile(model) wraps; model.compile() leaves its result on the instance.
+    if hasattr(model, "_orig_mod") or any(
+        vars(module).get("_compiled_call_impl") is not None for module in (model, inner)
+    ):
         raise UnsupportedModelError(
             "the model is compiled by torch.compile, which would not see the pruning; attach the "
             "plain model, or use prune_inputs"
@@ -104,7 +108,6 @@ def attach(
         ),
         question,
     )  # fmt: skip
-    inner = adapter.inner_model(model)
     # Decoding steps, and the forward inside a pruned forward, run in the thread that pruned.
     inside = threading.local()
     saved: list[_Saved] = []

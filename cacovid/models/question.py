@@ -112,7 +112,8 @@ def _find_text(row: Sequence[int], text: str, tokenizer: Any, skip: frozenset[in
     begin = "".join(letters).rfind(wanted)
     if begin < 0:
         return []
-    return sorted(set(owners[begin : begin + len(wanted)]))
+    # Spaces have no letters here; those inside the question belong to it.
+    return list(range(owners[begin], owners[begin + len(wanted) - 1] + 1))
 
 
 def _pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:

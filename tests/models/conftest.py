@@ -14,11 +14,11 @@ FRAME = 24
 PATCH = 4
 TOKENS_PER_FRAME = 9  # 24 / 4 = 6 patches a side, 3 after pooling
 
-WORDS = (
-    "<pad> <unk> <|im_start|> <|im_end|> <image> <video> user assistant system you are helpful "
-    "what which colour shape is the moving thing first last red green blue A B C . ? in video and "
-    "circle square then now count of objects"
-).split()
+VOCABULARY = """
+<pad> <unk> <|im_start|> <|im_end|> <image> <video> user assistant system you are helpful
+what which colour shape is the moving thing first last red green blue A B C . ? in video and
+circle square then now count of objects
+"""
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|> {{ m['role'] }}\n"
@@ -32,7 +32,9 @@ def make_tokenizer():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    core = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate(VOCABULARY.split())}, unk_token="<unk>")
+    )
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", unk_token="<unk>", eos_token="<|im_end|>",
