@@ -119,7 +119,7 @@ def _fake(
 _SPEC, _OP = _registry.define(
     "ocss_sample",
     "(Tensor token_scores, int[] plan, int rollouts, int seed, int offset) -> Tensor",
-    backends=("cpu",),
+    backends=("cuda", "cpu"),
     reference=_reference,
     fake=_fake,
 )

@@ -118,7 +118,7 @@ def _fake(
 _SPEC, _OP = _registry.define(
     "select_tokens",
     "(Tensor token_scores, Tensor? frame_scores, int[] plan, float[] clips) -> Tensor",
-    backends=("cpu",),
+    backends=("cuda", "cpu"),
     reference=_reference,
     fake=_fake,
 )

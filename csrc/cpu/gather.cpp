@@ -2,17 +2,13 @@
 #include <algorithm>
 #include <cstring>
 
-#include "checks.h"
+#include "../common/checks.h"
 
 namespace cacovid {
 namespace {
 
 Tensor gather_cpu(const Tensor& rows, const Tensor& keep) {
-  if (!rows.is_cpu() || !keep.is_cpu()) fail("rows and keep must both be on the CPU");
-  if (rows.dim() != 2) fail("rows has ", rows.dim(), " dimensions; expected [S, D]");
-  if (keep.dim() != 1 || keep.scalar_type() != ScalarType::Long) {
-    fail("keep must be int64 [K], as select_tokens returns it");
-  }
+  check_gather(rows, keep);
   const Tensor source = torch::stable::contiguous(rows);
   const Tensor index = torch::stable::contiguous(keep);
   const int64_t count = index.numel(), length = source.size(0);

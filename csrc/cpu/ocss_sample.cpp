@@ -1,37 +1,13 @@
 // torch.ops.cacovid.ocss_sample on the CPU.
 #include <algorithm>
 #include <functional>
-#include <limits>
 
+#include "../common/plans.h"
 #include "cacovid/ocss.h"
-#include "checks.h"
+#include "values.h"
 
 namespace cacovid {
 namespace {
-
-constexpr size_t kPlanFields = 5;
-
-std::vector<OcssPlan> unpack(const std::vector<int64_t>& fields) {
-  if (fields.empty() || fields.size() % kPlanFields != 0) {
-    fail("the plan has ", fields.size(), " integers; expected ", kPlanFields,
-         " for each video: frames, tokens, keep, subspaces, cap");
-  }
-  std::vector<OcssPlan> plans;
-  for (size_t at = 0; at < fields.size(); at += kPlanFields) {
-    const int64_t* f = fields.data() + at;
-    const OcssPlan plan{f[0], f[1], f[2], f[3], f[4]};
-    const bool good = plan.frames >= 1 && plan.frames <= std::numeric_limits<int32_t>::max() &&
-                      plan.tokens >= 1 && plan.tokens <= kMaxEntries && plan.keep >= 1 &&
-                      plan.keep <= plan.tokens && plan.subspaces >= 1 &&
-                      plan.subspaces <= plan.tokens && plan.cap >= 1 && plan.cap <= kOne;
-    if (!good) {
-      fail("the plan of video ", at / kPlanFields,
-           " contradicts itself; make it with reference.ocss_plan");
-    }
-    plans.push_back(plan);
-  }
-  return plans;
-}
 
 // Draws the rollouts of single frames; the buffers are kept from frame to frame.
 class FrameSampler {
@@ -109,21 +85,13 @@ class FrameSampler {
 
 Tensor ocss_sample_cpu(const Tensor& token_scores, const std::vector<int64_t>& plan_fields,
                        int64_t rollouts, int64_t seed, int64_t offset) {
-  const std::vector<OcssPlan> plans = unpack(plan_fields);
-  if (rollouts < 1) fail("rollouts is ", rollouts, "; expected at least 1");
-  int64_t num_tokens = 0, columns = 0;
-  for (const OcssPlan& plan : plans) {
-    num_tokens += plan.frames * plan.tokens;
-    columns += plan.frames * plan.keep;
-  }
-  if (num_tokens > std::numeric_limits<int32_t>::max()) {
-    fail("the videos have ", num_tokens, " tokens; the int32 indices hold 2,147,483,647 at most");
-  }
-  const Tensor scores = contiguous_scores(token_scores, num_tokens, "token_scores");
+  const std::vector<OcssPlan> plans = unpack_ocss(plan_fields);
+  const OcssSizes sizes = sizes_of(plans, rollouts);
+  const Tensor scores = contiguous_scores(token_scores, token_scores, sizes.tokens, "token_scores");
   const float* z = scores.const_data_ptr<float>();
-  check_values(z, num_tokens, "token_scores", false);
+  check_values(z, sizes.tokens, "token_scores", false);
 
-  Tensor indices = torch::stable::new_empty(scores, {rollouts, columns}, ScalarType::Int);
+  Tensor indices = torch::stable::new_empty(scores, {rollouts, sizes.columns}, ScalarType::Int);
   int32_t* out = indices.mutable_data_ptr<int32_t>();
   int64_t base = 0;
   for (size_t v = 0; v < plans.size(); ++v) {
@@ -133,7 +101,7 @@ Tensor ocss_sample_cpu(const Tensor& token_scores, const std::vector<int64_t>& p
       FrameSampler sampler(plan, rollouts, static_cast<uint64_t>(seed), item);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t first = base + i * plan.tokens;
-        sampler.sample(z + first, i, first, out + i * plan.keep, columns);
+        sampler.sample(z + first, i, first, out + i * plan.keep, sizes.columns);
       }
     });
     base += plan.frames * plan.tokens;

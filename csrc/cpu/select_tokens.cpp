@@ -2,37 +2,14 @@
 #include <algorithm>
 #include <functional>
 
+#include "../common/plans.h"
 #include "cacovid/select.h"
-#include "checks.h"
+#include "values.h"
 
 namespace cacovid {
 namespace {
 
-constexpr size_t kPlanFields = 6;
 constexpr int64_t kFramesPerTask = 8;
-
-std::vector<SelectPlan> unpack(const std::vector<int64_t>& fields,
-                               const std::vector<double>& clips) {
-  if (clips.empty() || fields.size() != kPlanFields * clips.size()) {
-    fail("the plan has ", fields.size(), " integers for ", clips.size(), " videos; expected ",
-         kPlanFields, " for each: frames, tokens, total, budget, scale, cap");
-  }
-  std::vector<SelectPlan> plans;
-  for (size_t v = 0; v < clips.size(); ++v) {
-    const int64_t* f = fields.data() + kPlanFields * v;
-    const SelectPlan plan{f[0], f[1], f[2], f[3], f[4], f[5], clips[v]};
-    constexpr int64_t kLimit = int64_t{1} << 31;
-    const bool sized = plan.frames >= 1 && plan.tokens >= 1 && plan.frames < kLimit &&
-                       plan.tokens < kLimit && plan.frames * plan.tokens < kLimit;
-    if (!sized || plan.budget < 0 || plan.budget > plan.total ||
-        plan.total > plan.frames * plan.tokens || plan.scale < 0 || plan.scale >= kLimit ||
-        plan.cap < 1 || plan.cap > plan.tokens || !(plan.clip > 0.0)) {
-      fail("the plan of video ", v, " contradicts itself; make it with reference.select_plan");
-    }
-    plans.push_back(plan);
-  }
-  return plans;
-}
 
 // One token for each of the `budget` best frames (budget < frames).
 void best_frames(const float* scores, const SelectPlan& plan, int64_t* quotas) {
@@ -79,25 +56,20 @@ void write_kept(const uint8_t* mask, const SelectPlan& plan, int64_t base, int64
 Tensor select_tokens_cpu(const Tensor& token_scores, const std::optional<Tensor>& frame_scores,
                          const std::vector<int64_t>& plan_fields,
                          const std::vector<double>& clips) {
-  const std::vector<SelectPlan> plans = unpack(plan_fields, clips);
-  int64_t num_tokens = 0, num_frames = 0, num_kept = 0;
-  for (const SelectPlan& plan : plans) {
-    num_tokens += plan.frames * plan.tokens;
-    num_frames += plan.frames;
-    num_kept += plan.total;
-  }
-  const Tensor tokens = contiguous_scores(token_scores, num_tokens, "token_scores");
+  const std::vector<SelectPlan> plans = unpack_select(plan_fields, clips);
+  const SelectSizes sizes = sizes_of(plans);
+  const Tensor tokens = contiguous_scores(token_scores, token_scores, sizes.tokens, "token_scores");
   const float* z = tokens.const_data_ptr<float>();
-  check_values(z, num_tokens, "token_scores", true);
+  check_values(z, sizes.tokens, "token_scores", true);
   std::optional<Tensor> frames;
   const float* f = nullptr;
   if (frame_scores.has_value()) {
-    frames = contiguous_scores(*frame_scores, num_frames, "frame_scores");
+    frames = contiguous_scores(*frame_scores, token_scores, sizes.frames, "frame_scores");
     f = frames->const_data_ptr<float>();
-    check_values(f, num_frames, "frame_scores", false);
+    check_values(f, sizes.frames, "frame_scores", false);
   }
 
-  Tensor keep = torch::stable::new_empty(tokens, {num_kept}, ScalarType::Long);
+  Tensor keep = torch::stable::new_empty(tokens, {sizes.kept}, ScalarType::Long);
   int64_t* out = keep.mutable_data_ptr<int64_t>();
   std::vector<uint8_t> mask;
   std::vector<int64_t> quotas;

@@ -1,18 +1,12 @@
 // torch.ops.cacovid.gather on CUDA devices.
 #include "cacovid/gather.cuh"
-#include "checks.h"
+#include "launch.h"
 
 namespace cacovid {
 namespace {
 
 Tensor gather_cuda(const Tensor& rows, const Tensor& keep) {
-  if (!rows.is_cuda() || !keep.is_cuda() || rows.get_device() != keep.get_device()) {
-    fail("rows and keep must be on one CUDA device");
-  }
-  if (rows.dim() != 2) fail("rows has ", rows.dim(), " dimensions; expected [S, D]");
-  if (keep.dim() != 1 || keep.scalar_type() != ScalarType::Long) {
-    fail("keep must be int64 [K], as select_tokens returns it");
-  }
+  check_gather(rows, keep);
   const torch::stable::accelerator::DeviceGuard guard(rows.get_device_index());
   const Tensor source = torch::stable::contiguous(rows);
   const Tensor index = torch::stable::contiguous(keep);

@@ -22,6 +22,12 @@ CACOVID_HD uint32_t sort_key(float score) {
   return (bits & 0x80000000u) ? ~bits : (bits | 0x80000000u);
 }
 
+// The score that a key was made of (a zero comes back as +0).
+CACOVID_HD float score_of_key(int64_t key) {
+  const uint32_t k = static_cast<uint32_t>(key);
+  return bit_cast<float>((k & 0x80000000u) ? (k & 0x7FFFFFFFu) : ~k);
+}
+
 // Key and index in one integer: a larger value ranks first, ties to the lowest index.
 CACOVID_HD uint64_t packed_key(float score, uint32_t index) {
   return (static_cast<uint64_t>(sort_key(score)) << 32) | (0xFFFFFFFFu - index);
