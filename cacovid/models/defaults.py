@@ -64,6 +64,8 @@ def reading_defaults(location: str) -> ReadingDefaults:
         return ReadingDefaults()
     try:
         data = json.loads(path.read_text())
+        if not isinstance(data, dict):
+            raise ValueError("it is no JSON object")
         known = {name: data[name] for name in ("max_frames", "fps") if name in data}
         out = ReadingDefaults(**known)
         if int(out.max_frames) < 1 or float(out.fps) <= 0:

@@ -79,6 +79,20 @@ def shift_lengths(model: Any, config: Any, kwargs: dict[str, Any], removed: int)
         kwargs["min_length"] = max(0, shortest - removed)
 
 
+def fixed_settings() -> dict[str, None]:
+    """Settings that go to `generate` with a pruned prompt, because another value would be wrong.
+
+    Chunked prefill reads the prompt from its ids, where the video is missing. Since transformers
+    5.23 it fails on a prompt that comes as embeddings; before, it answered without the video.
+    There, the setting goes along as None: it overrules configurations, and who names it in the
+    call gets Python's error for an argument given twice.
+    """
+    import transformers
+
+    release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    return {"prefill_chunk_size": None} if release < (5, 23) else {}
+
+
 def setting(model: Any, config: Any, kwargs: Mapping[str, Any], name: str) -> Any:
     """A setting as `generate` finds it: in the call, in its configuration, in the model's."""
     if kwargs.get(name) is not None:

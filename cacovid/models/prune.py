@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cacovid.errors import InvalidInputError, UnsupportedModelError
 from cacovid.methods import Method, score_and_select
 from cacovid.models.base import EmbeddedInputs, Positions, QuestionSource
+from cacovid.models.generation import fixed_settings
 from cacovid.models.registry import adapter_for
 from cacovid.models.resolve import resolve_method
 from cacovid.models.timing import StageClock
@@ -28,7 +29,8 @@ class PrunedInputs:
 
     Args:
         inputs: `input_ids`, `attention_mask`, `position_ids` `[B, W]`, `inputs_embeds`
-            `[B, W, D]`, and what else was given and is not about vision. For `model.generate`.
+            `[B, W, D]`, and what else was given and is not about vision. For `model.generate`;
+            with transformers before 5.23, `prefill_chunk_size=None` stands beside them.
         selection: The kept tokens of all videos.
         scores: What the method thought of each token; None where it does not score.
         timings: Seconds by stage: `"vision"`, `"score+select"`.
@@ -46,7 +48,8 @@ class PrunedInputs:
     @property
     def forward_inputs(self) -> dict[str, Any]:
         """The inputs for one plain `model(...)`: `forward` takes ids or embeddings, not both."""
-        return {name: value for name, value in self.inputs.items() if name != "input_ids"}
+        left_out = {"input_ids", *fixed_settings()}
+        return {name: value for name, value in self.inputs.items() if name not in left_out}
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -110,7 +113,7 @@ def prune_inputs(
     shortened = adapter.prune(embedded, selection, positions)
     clock.add(SELECT, clock.now() - begin - embedded.vision_seconds)
     return PrunedInputs(
-        inputs=shortened,
+        inputs={**shortened, **fixed_settings()},
         selection=selection,
         scores=scores,
         timings=clock.seconds,

@@ -228,7 +228,10 @@ def test_returned_sequences_are_those_of_repeated_prompts(model, batch):
     sampling = {"do_sample": True, "top_k": 8}
     torch.manual_seed(0)
     got = answers(model, pruned.inputs, num_return_sequences=3, **sampling)
-    repeated = {k: v.repeat_interleave(3, dim=0) for k, v in pruned.inputs.items()}
+    repeated = {
+        name: None if value is None else value.repeat_interleave(3, dim=0)
+        for name, value in pruned.inputs.items()
+    }
     torch.manual_seed(0)
     assert torch.equal(answers(model, repeated, **sampling), got)
     assert len({tuple(row) for row in got.tolist()}) > 3
@@ -265,10 +268,20 @@ def test_streaming(model, lab, processor, tokenizer):
     assert streamer.text.strip() == tokenizer.decode(out[0]).strip()
 
 
-def test_chunked_prefill_fails_loudly(model, batch):
+def test_chunked_prefill_is_never_silently_wrong(model, batch):
+    from transformers import GenerationConfig
+
     pruned = prune_inputs(model, batch, "uniform", 0.3)
-    with pytest.raises((RuntimeError, ValueError)):
+    expected = answers(model, pruned.inputs)
+    with pytest.raises((RuntimeError, ValueError, TypeError)):
         model.generate(**pruned.inputs, **NEW, prefill_chunk_size=8)
+    config = GenerationConfig(prefill_chunk_size=8, max_new_tokens=8, do_sample=False)
+    try:
+        out = model.generate(**pruned.inputs, generation_config=config)
+    except (RuntimeError, ValueError):
+        pass
+    else:
+        assert torch.equal(out[:, pruned.inputs["input_ids"].shape[1] :], expected)
     model.generation_config.prefill_chunk_size = 8
     try:
         with pytest.raises(UnsupportedModelError, match="prefill_chunk_size is 8"):

@@ -1,0 +1,187 @@
+"""`VideoQA`: from a directory and a video to an answer, with what it took."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from cacovid.errors import InvalidInputError, UnsupportedModelError, VideoReadError
+from cacovid.models import VideoQA, prune_inputs
+from cacovid.models import defaults as model_defaults
+
+QUESTION = "what colour is the first thing ?"
+STAGES = ["read", "vision", "score+select", "prefill", "decode"]
+
+
+def need(module, name):
+    module = pytest.importorskip(module)
+    if not hasattr(module, name):
+        pytest.skip(f"{module.__name__}.{name} is not there yet")
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, lab, session_model, tokenizer):
+    from cacovid.models import write_processor
+
+    folder = tmp_path_factory.mktemp("stored")
+    session_model.save_pretrained(folder)
+    write_processor(folder, tokenizer, frame_size=24, tokens_per_side=6)
+    (folder / "cacovid.json").write_text(json.dumps({"max_frames": 4, "fps": 8.0}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def qa(folder):
+    return VideoQA.from_pretrained(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory, lab):
+    import av
+
+    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for shade in range(0, 240, 20):
+            picture = np.full((48, 64, 3), shade, dtype=np.uint8)
+            picture[:, : shade // 4] = (255 - shade, shade, 90)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def test_answer(qa, lab, session_model, processor, tokenizer):
+    clip = lab.clip(1, 4)
+    stages = []
+    answer = qa.ask(clip, QUESTION, 0.3, max_new_tokens=5, on_stage=stages.append)
+    inputs = lab.ask(processor, [QUESTION], [clip])
+    pruned = prune_inputs(session_model, inputs, "attention", 0.3, tokenizer=tokenizer)
+    out = session_model.generate(**pruned.inputs, max_new_tokens=5, do_sample=False)
+    new = out[0, pruned.inputs["input_ids"].shape[1] :]
+    assert answer.text == tokenizer.decode(new, skip_special_tokens=True).strip()
+    assert torch.equal(answer.selection.keep, pruned.selection.keep)
+    assert torch.equal(answer.scores.token, pruned.scores.token)
+    assert answer.tokens == {"video": 36, "kept": 10}
+    assert answer.grid.sizes == ((4, 3, 3),)
+    assert (answer.method, answer.retention, answer.question) == ("attention", 0.3, QUESTION)
+    assert np.array_equal(answer.frames, clip)
+    assert stages == STAGES
+    assert list(answer.timings) == STAGES
+    assert all(seconds >= 0 for seconds in answer.timings.values())
+    assert answer.timings["prefill"] > 0
+
+
+def test_the_question_reaches_the_choice(qa, lab):
+    clip = lab.clip(1, 4)
+    first, second = (
+        qa.ask(clip, q, 0.3, method="attention:1:question", max_new_tokens=1).scores.token
+        for q in (QUESTION, "which shape is moving ?")
+    )
+    assert not torch.equal(first, second)
+
+
+def test_method_and_seed_of_one_question(qa, lab):
+    clip = lab.clip(1, 4)
+    kept = [
+        qa.ask(clip, QUESTION, 0.3, method="random", seed=seed, max_new_tokens=1).selection.keep
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(kept[0], kept[1])
+    assert not torch.equal(kept[0], kept[2])
+    assert qa.ask(clip, QUESTION, 0.3, max_new_tokens=1).method == "attention"
+
+
+def test_options_are_part_of_the_question(qa, lab):
+    answer = qa.ask(lab.clip(1), "what ?", 0.5, options=["red", "green"], max_new_tokens=1)
+    assert answer.question == "what ?\nA. red\nB. green"
+
+
+def test_long_arrays_are_sampled_evenly(qa, lab):
+    clip = lab.clip(2, 10)
+    answer = qa.ask(torch.from_numpy(clip), QUESTION, 0.5, max_new_tokens=1)
+    assert np.array_equal(answer.frames, clip[[0, 3, 6, 9]])
+    assert answer.timestamps is None
+
+
+def test_a_file(qa, video):
+    need("cacovid.video", "read_frames")
+    answer = qa.ask(video, QUESTION, 0.25, max_new_tokens=2)
+    assert answer.frames.shape == (4, 48, 64, 3)
+    assert np.all(np.diff(answer.timestamps) > 0)
+    assert answer.tokens == {"video": 36, "kept": 9}
+    with pytest.raises(VideoReadError, match="missing"):
+        qa.ask(video.with_name("missing.mp4"), QUESTION)
+
+
+@pytest.mark.parametrize("ending", ["png", "mp4"])
+def test_overlay(qa, lab, tmp_path, ending):
+    need("cacovid.video", "read_frames")
+    answer = qa.ask(lab.clip(1), QUESTION, 0.3, max_new_tokens=1)
+    path = answer.overlay(tmp_path / f"out.{ending}")
+    assert path.stat().st_size > 500
+
+
+def test_wrong_questions(qa, lab):
+    clip = lab.clip(1)
+    for arguments, message in (
+        ({"question": "  "}, "question is empty"),
+        ({"question": "what ?", "retention": 0.0}, "retention is 0.0"),
+        ({"question": "what ?", "method": "nothing"}, "unknown method"),
+        ({"question": "what ?", "options": ["x"] * 27}, "27 options"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            qa.ask(clip, **arguments)
+    for wrong in (clip[0], clip.astype(np.float32), clip[:0]):
+        with pytest.raises(InvalidInputError, match="expected uint8 frames"):
+            qa.ask(wrong, "what ?")
+
+
+def test_a_policy_beside_the_model_is_used(folder, tmp_path, lab):
+    import shutil
+
+    policies = need("cacovid.policies", "CrossAttentionPolicy")
+    config = policies.CrossAttentionConfig(hidden_size=32)
+    shutil.copytree(folder, tmp_path / "model")
+    policies.CrossAttentionPolicy(config).save_pretrained(tmp_path / "model" / "policy")
+    qa = VideoQA.from_pretrained(tmp_path / "model", device="cpu")
+    answer = qa.ask(lab.clip(1), QUESTION, 0.3, max_new_tokens=1)
+    assert answer.method not in ("attention", "uniform", "random")
+    assert answer.scores.frame is not None
+    assert sum(answer.selection.counts) == 8
+
+
+def test_reading_defaults(tmp_path):
+    from cacovid.models.defaults import ReadingDefaults, reading_defaults
+
+    assert reading_defaults(str(tmp_path)) == ReadingDefaults(32, 1.0)
+    for text in ("{", '{"max_frames": 0}', '{"fps": "many"}', "[1]"):
+        (tmp_path / "cacovid.json").write_text(text)
+        with pytest.raises(InvalidInputError, match=r"cacovid\.json cannot be used"):
+            reading_defaults(str(tmp_path))
+
+
+def test_models_that_cannot_be_used(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(UnsupportedModelError, match="'qwen2', which has no adapter"):
+        VideoQA.from_pretrained(tmp_path)
+    monkeypatch.setattr(model_defaults, "TINY_FOLDER", tmp_path / "none")
+    with pytest.raises(InvalidInputError, match="embedded model is not in this installation"):
+        VideoQA.from_pretrained("tiny")
+
+
+def test_tokenizer_beside_the_weights(folder, lab, processor):
+    """What a model was stored with finds the question without being named."""
+    from transformers import LlavaOnevisionForConditionalGeneration
+
+    model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder).eval()
+    model.generation_config.eos_token_id = None
+    inputs = lab.ask(processor, [QUESTION], [lab.clip(1)])
+    named = prune_inputs(model, inputs, "attention:1:question", 0.3, tokenizer=processor.tokenizer)
+    found = prune_inputs(model, inputs, "attention:1:question", 0.3)
+    assert torch.equal(named.scores.token, found.scores.token)
