@@ -1,9 +1,9 @@
 // torch.ops.cacovid.ocss_sample on the CPU.
 #include <algorithm>
-#include <functional>
 
 #include "../common/plans.h"
 #include "cacovid/ocss.h"
+#include "ranking.h"
 #include "values.h"
 
 namespace cacovid {
@@ -17,7 +17,8 @@ class FrameSampler {
         rollouts_(rollouts),
         seed_(seed),
         item_(item),
-        keys_(plan.tokens),
+        ranking_(plan.tokens),
+        order_(plan.tokens),
         ranked_(plan.tokens),
         prefix_(plan.subspaces),
         weights_(plan.tokens),
@@ -27,10 +28,8 @@ class FrameSampler {
   // scores: [n] of frame `frame`; out: its k columns of row 0, rows `stride` apart; base: number
   // of the frame's first token.
   void sample(const float* scores, int64_t frame, int64_t base, int32_t* out, int64_t stride) {
-    const int64_t n = plan_.tokens;
-    for (int64_t i = 0; i < n; ++i) keys_[i] = packed_key(scores[i], static_cast<uint32_t>(i));
-    std::sort(keys_.begin(), keys_.end(), std::greater<>());
-    for (int64_t i = 0; i < n; ++i) ranked_[i] = scores[packed_index(keys_[i])];
+    ranking_.rank(scores, order_.data());
+    for (int64_t i = 0; i < plan_.tokens; ++i) ranked_[i] = scores[order_[i]];
     emit_window(0, base, out);
     if (rollouts_ == 1) return;
     frame_tables(ranked_.data(), plan_, prefix_.data(), weights_.data(), scratch_.data());
@@ -53,29 +52,28 @@ class FrameSampler {
       if ((t & 3u) == 0) words = draw_block(kOpOcss, t >> 2, frame, rollout, item_, seed_);
       race_[i] = race_entry(words.word[t & 3u], weights_[begin + i], static_cast<uint32_t>(i));
     }
-    if (plan_.keep < size) {
-      std::nth_element(race_.begin(), race_.begin() + plan_.keep, race_.begin() + size);
-    }
+    keep_smallest(race_.data(), size, plan_.keep);
     for (int64_t i = 0; i < plan_.keep; ++i) {
       const int64_t rank = begin + static_cast<uint32_t>(race_[i]);
-      out[i] = static_cast<int32_t>(base + packed_index(keys_[rank]));
+      out[i] = static_cast<int32_t>(base + order_[rank]);
     }
-    std::sort(out, out + plan_.keep);
+    sort_ascending(out, plan_.keep);
   }
 
   // The ranks [begin, begin + k).
   void emit_window(int64_t begin, int64_t base, int32_t* out) {
     for (int64_t i = 0; i < plan_.keep; ++i) {
-      out[i] = static_cast<int32_t>(base + packed_index(keys_[begin + i]));
+      out[i] = static_cast<int32_t>(base + order_[begin + i]);
     }
-    std::sort(out, out + plan_.keep);
+    sort_ascending(out, plan_.keep);
   }
 
   const OcssPlan plan_;
   const int64_t rollouts_;
   const uint64_t seed_;
   const uint32_t item_;
-  std::vector<uint64_t> keys_;
+  Ranking ranking_;
+  std::vector<uint32_t> order_;
   std::vector<float> ranked_;
   std::vector<int64_t> prefix_;
   std::vector<float> weights_;

@@ -1,0 +1,45 @@
+"""Host time of the compiled CPU ops beside their reference, at 32 frames of 196 tokens.
+
+    python -m pytest bench/test_bench_cpu_ops.py --benchmark-group-by=group
+
+Random data, one call per round; compare within one run on an idle machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from cacovid import ops
+from cacovid.backends import available
+from cacovid.types import Grid
+
+GRID = Grid([(32, 14, 14)])
+
+pytestmark = pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param(
+            name, marks=pytest.mark.skipif(not available()[name].available, reason="not compiled")
+        )
+        for name in ("cpu", "reference")
+    ],
+)
+
+
+@pytest.mark.benchmark(group="select_tokens, N = 6272, r = 0.1")
+def test_select_tokens(benchmark: Any, backend: str) -> None:
+    torch.manual_seed(0)
+    tokens, frames = torch.randn(GRID.num_tokens), torch.randn(GRID.num_frames)
+    keep = benchmark(ops.select_tokens, tokens, frames, GRID, 0.1, backend=backend)
+    assert keep.shape == (627,)
+
+
+@pytest.mark.benchmark(group="ocss_sample, T = 32, n = 196, r = 0.02, G = 32")
+def test_ocss_sample(benchmark: Any, backend: str) -> None:
+    torch.manual_seed(0)
+    tokens = torch.randn(GRID.num_tokens)
+    drawn = benchmark(ops.ocss_sample, tokens, GRID, 0.02, 32, seed=1, backend=backend)
+    assert drawn.shape == (32, 32 * 4)
