@@ -174,11 +174,11 @@ class VideoProcessor:
         wanted = (self.settings.height, self.settings.width)
         if tuple(frames.shape[-2:]) != wanted:
             smooth = self.settings.resample != "nearest-exact"
-            # Back to uint8 after resizing, as torchvision does with uint8 frames.
+            # In uint8, as torchvision does: torch rounds and clamps inside, with integer weights.
             frames = functional.interpolate(
-                frames.float(), size=wanted, mode=self.settings.resample,
+                frames, size=wanted, mode=self.settings.resample,
                 antialias=smooth, align_corners=False if smooth else None,
-            ).round().clamp(0, 255)  # fmt: skip
+            )  # fmt: skip
         # One step, with the rescaling inside mean and std, as the fast processor does.
         mean = torch.tensor(self.settings.mean) * (1.0 / self.settings.rescale)
         std = torch.tensor(self.settings.std) * (1.0 / self.settings.rescale)
