@@ -249,6 +249,45 @@ def test_the_cuda_library_is_built_where_nvcc_is() -> None:
     assert (ROOT / "cacovid" / "_C_cuda.so").is_file()
 
 
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_the_cuda_library_loads_where_torch_offers_what_it_needs(tmp_path: Path) -> None:
+    """Beside a CPU-only torch, with a stand-in for the three functions of libtorch_cuda.so.
+
+    Everything else must resolve to the stable ABI of the torch at hand, and every op that has a CPU
+    kernel gets its CUDA kernel.
+    """
+    import torch
+
+    library = ROOT / "cacovid" / "_C_cuda.so"
+    if torch.version.cuda is not None or not library.is_file():
+        pytest.skip("needs _C_cuda.so and a torch without CUDA")
+    source = tmp_path / "stand_in.cpp"
+    source.write_text("""
+extern "C" {
+int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }
+int torch_c10_cuda_check_msg(int, const char*, const char*, int, bool, char**) { return 1; }
+void torch_c10_cuda_free_error_msg(char*) {}
+}
+""")
+    stand_in = tmp_path / "libtorch_cuda.so"
+    name = "-Wl,-soname,libtorch_cuda.so"
+    _run(["c++", "-shared", "-fPIC", name, "-o", stand_in, source], tmp_path)
+    code = f"""
+import ctypes, torch
+ctypes.CDLL({str(stand_in)!r}, mode=ctypes.RTLD_GLOBAL)
+from cacovid import _extension
+assert _extension.load().loaded, _extension.load().reason
+torch.ops.load_library({str(library)!r})
+has = torch._C._dispatch_has_kernel_for_dispatch_key
+names = {{n for n in torch._C._dispatch_get_all_op_names() if n.startswith("cacovid::")}}
+on_cpu = {{n for n in names if has(n, "CPU")}}
+on_cuda = {{n for n in names if has(n, "CUDA")}}
+print(sorted(on_cpu - on_cuda), len(on_cuda) > 0)
+"""
+    printed = _run([sys.executable, "-c", code], ROOT).stdout
+    assert printed.strip() == "[] True"
+
+
 def test_all_that_set_up_installs_is_pinned() -> None:
     pins = {
         re.sub(r"[-_.]+", "-", line.split("==")[0]).lower()
