@@ -44,8 +44,14 @@ class LlavaOnevisionAdapter:
     model_types: tuple[str, ...] = ("llava_onevision",)
 
     def inner_model(self, model: nn.Module) -> Any:
-        """`LlavaOnevisionModel`: merges features into the prompt."""
-        return model.model if isinstance(getattr(model, "model", None), nn.Module) else model
+        """`LlavaOnevisionModel`: merges features into the prompt. Looked for below wrappers."""
+        for module in model.modules():
+            if hasattr(module, "get_video_features") and "language_model" in module._modules:
+                return module
+        raise UnsupportedModelError(
+            f"{type(model).__name__} holds no LlavaOnevisionModel; pass the model that "
+            f"from_pretrained returned"
+        )
 
     def text_model(self, model: nn.Module) -> Any:
         """The decoder."""
@@ -99,12 +105,14 @@ class LlavaOnevisionAdapter:
         images = self._image_features(model, inputs)
         seconds = _now(device) - begin
 
-        places = [p for p, token in enumerate(_chain(host_rows)) if token == video_id]
-        video_rows = _match_videos(host_rows, video_id, grid)
-        video_places, other = _split_places(places, grid, sum(map(len, host_rows)))
-        embeds = embeds.index_copy(0, torch.tensor(places, device=device), features.to(embeds))
+        host_ids = torch.cat([torch.tensor(row) for row in host_rows])
+        places = (host_ids == video_id).nonzero().flatten()
+        video_rows = _match_videos([row.count(video_id) for row in host_rows], grid)
+        video_places, other = _split_places(places, grid, len(host_ids))
+        embeds = embeds.index_copy(0, places.to(device), features.to(embeds))
         if images is not None:
-            embeds = _put_images(embeds, host_rows, image_id, images)
+            image_places = (host_ids == image_id).nonzero().flatten()
+            embeds = _put_images(embeds, image_places, images)
 
         source_of = question or QuestionSource()
         questions = locate_questions(
@@ -118,7 +126,7 @@ class LlavaOnevisionAdapter:
         prompt = Prompt(
             embeds=embeds,
             position_ids=_positions(inputs, host_mask, source),
-            video_index=torch.tensor(video_places, device=device),
+            video_index=video_places.to(device),
             question_index=torch.tensor(question_index, dtype=torch.int64, device=device),
             grid=grid,
             prompt_offsets=_offsets(host_rows),
@@ -139,7 +147,7 @@ class LlavaOnevisionAdapter:
             source=source,
             row_lengths=tuple(len(row) for row in host_rows),
             video_rows=video_rows,
-            other_index=torch.tensor(other, device=device),
+            other_index=other.to(device),
             pad_id=_pad_id(model),
             vision_seconds=seconds,
         )
@@ -250,50 +258,42 @@ def _checked_mask(inputs: Mapping[str, Any], input_ids: Tensor) -> Tensor:
     return mask.bool()
 
 
-def _match_videos(rows: Sequence[Sequence[int]], video_id: int, grid: Grid) -> tuple[int, ...]:
-    """The prompt of each video: placeholders are used up in order."""
+def _match_videos(placeholders: Sequence[int], grid: Grid) -> tuple[int, ...]:
+    """The prompt of each video, from each prompt's placeholders: they are used up in order."""
     lengths = [tokens + 1 for tokens in grid.tokens_per_video]
     owners: list[int] = []
-    for number, row in enumerate(rows):
-        left = sum(token == video_id for token in row)
-        while left > 0 and len(owners) < len(lengths) and lengths[len(owners)] <= left:
+    for number, left in enumerate(placeholders):
+        while len(owners) < len(lengths) and lengths[len(owners)] <= left:
             left -= lengths[len(owners)]
             owners.append(number)
         if left:
             break
-    if len(owners) != len(lengths) or sum(lengths) != sum(
-        token == video_id for row in rows for token in row
-    ):
-        counts = [sum(token == video_id for token in row) for row in rows]
+    if len(owners) != len(lengths) or sum(lengths) != sum(placeholders):
         raise InvalidInputError(
-            f"video placeholders and features do not match: the prompts hold {counts} "
+            f"video placeholders and features do not match: the prompts hold {list(placeholders)} "
             f"placeholders, the videos have {lengths} rows (tokens and a newline). Use the "
             f"processor's own input_ids, not truncated"
         )
     return tuple(owners)
 
 
-def _split_places(places: Sequence[int], grid: Grid, total: int) -> tuple[list[int], list[int]]:
+def _split_places(places: Tensor, grid: Grid, total: int) -> tuple[Tensor, Tensor]:
     """Packed places of the video tokens, and of everything else (newlines among it)."""
-    video: list[int] = []
-    begin = 0
-    for tokens in grid.tokens_per_video:
-        video.extend(places[begin : begin + tokens])
-        begin += tokens + 1
-    dropped = set(video)
-    return video, [place for place in range(total) if place not in dropped]
+    is_token = torch.ones(len(places), dtype=torch.bool)
+    newlines = [end + number for number, end in enumerate(grid.host_video_offsets[1:])]
+    is_token[newlines] = False
+    other = torch.ones(total, dtype=torch.bool)
+    other[places[is_token]] = False
+    return places[is_token], other.nonzero().flatten()
 
 
-def _put_images(
-    embeds: Tensor, rows: Sequence[Sequence[int]], image_id: int, images: Tensor
-) -> Tensor:
-    places = [p for p, token in enumerate(_chain(rows)) if token == image_id]
+def _put_images(embeds: Tensor, places: Tensor, images: Tensor) -> Tensor:
     if len(places) != images.shape[0]:
         raise InvalidInputError(
             f"image placeholders and features do not match: {len(places)} placeholders, "
             f"{images.shape[0]} features. Use the processor's own input_ids, not truncated"
         )
-    return embeds.index_copy(0, torch.tensor(places, device=embeds.device), images.to(embeds))
+    return embeds.index_copy(0, places.to(embeds.device), images.to(embeds))
 
 
 def _per_video(
@@ -352,10 +352,6 @@ def _offsets(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
     for row in rows:
         sums.append(sums[-1] + len(row))
     return tuple(sums)
-
-
-def _chain(rows: Sequence[Sequence[int]]) -> list[int]:
-    return [token for row in rows for token in row]
 
 
 def _now(device: torch.device) -> float:

@@ -102,13 +102,16 @@ def _find_text(row: Sequence[int], text: str, tokenizer: Any, skip: frozenset[in
     wanted = "".join(_pieces(tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer))
     if not wanted:
         return []
+    places = [place for place, token in enumerate(row) if token not in skip]
     letters: list[str] = []
     owners: list[int] = []
-    for place, (token, piece) in enumerate(zip(row, _pieces(row, tokenizer), strict=True)):
-        # A placeholder is one letter that no text has, so that no match goes across it.
-        piece = "\0" if token in skip else piece
+    before = -1
+    for place, piece in zip(places, _pieces([row[i] for i in places], tokenizer), strict=True):
+        # Placeholders are one letter that no text has, so that no match goes across them.
+        piece = piece if place == before + 1 else "\0" + piece
         letters.append(piece)
         owners.extend([place] * len(piece))
+        before = place
     begin = "".join(letters).rfind(wanted)
     if begin < 0:
         return []

@@ -27,5 +27,5 @@ def _load(name: str) -> Any | None:
         return None
     try:
         return AutoTokenizer.from_pretrained(name, local_files_only=True)
-    except (OSError, ValueError):
+    except (ImportError, OSError, ValueError):
         return None

@@ -290,6 +290,17 @@ def test_chunked_prefill_is_never_silently_wrong(model, batch):
         model.generation_config.prefill_chunk_size = None
 
 
+def test_the_inner_model_is_found(model):
+    from cacovid.models import adapter_for
+
+    adapter = adapter_for(model)
+    assert adapter.inner_model(model) is model.model
+    assert adapter.inner_model(model.model) is model.model
+    assert adapter.inner_model(torch.nn.Sequential(model)) is model.model
+    with pytest.raises(UnsupportedModelError, match="no LlavaOnevisionModel"):
+        adapter.inner_model(torch.nn.Linear(2, 2))
+
+
 class Policy(torch.nn.Module):
     """Scores by a projection; its configuration is what a policy's has to have."""
 
