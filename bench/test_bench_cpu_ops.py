@@ -43,3 +43,12 @@ def test_ocss_sample(benchmark: Any, backend: str) -> None:
     tokens = torch.randn(GRID.num_tokens)
     drawn = benchmark(ops.ocss_sample, tokens, GRID, 0.02, 32, seed=1, backend=backend)
     assert drawn.shape == (32, 32 * 4)
+
+
+@pytest.mark.benchmark(group="gather, 627 of 6272 rows of 3584 bf16")
+def test_gather(benchmark: Any, backend: str) -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(GRID.num_tokens, 3584).bfloat16()
+    keep = torch.randperm(GRID.num_tokens)[:627].sort().values
+    kept = benchmark(ops.gather, rows, keep, backend=backend)
+    assert kept.shape == (627, 3584)

@@ -1,12 +1,30 @@
 """The ops that any video-LLM stack can call: score, sample, select, pack.
 
-Each has the signature of its namesake in `cacovid.reference`, the specification, and takes
-`backend=` besides where it has compiled forms. Importing this package defines
-`torch.ops.cacovid.*`, loads the compiled part where it is there, and needs no GPU.
+Each has the signature of its namesake in `cacovid.reference`, the specification, and `backend=`
+besides (see `cacovid.backends`). Importing this package defines `torch.ops.cacovid.*`, loads the
+compiled part where it is there, and needs no GPU.
 """
 
+from cacovid.ops.cpo_loss import cpo_loss
+from cacovid.ops.density_peaks import density_peaks
+from cacovid.ops.farthest_point import farthest_point
+from cacovid.ops.frame_sample import frame_sample
 from cacovid.ops.gather import gather
 from cacovid.ops.ocss_sample import ocss_sample
+from cacovid.ops.pack_rollouts import pack_rollouts
+from cacovid.ops.score import score
+from cacovid.ops.select_and_gather import select_and_gather
 from cacovid.ops.select_tokens import select_tokens
 
-__all__ = ["gather", "ocss_sample", "select_tokens"]
+__all__ = [
+    "cpo_loss",
+    "density_peaks",
+    "farthest_point",
+    "frame_sample",
+    "gather",
+    "ocss_sample",
+    "pack_rollouts",
+    "score",
+    "select_and_gather",
+    "select_tokens",
+]

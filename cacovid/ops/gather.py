@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cacovid import reference
 from cacovid.errors import InvalidInputError
 from cacovid.ops import _arguments, _registry
 
@@ -35,7 +34,7 @@ def gather(rows: Tensor, keep: Tensor, *, backend: str | None = None) -> Tensor:
     """
     _check(rows, keep)
     if _SPEC.choose(rows.device, backend) == "reference":
-        return reference.gather(rows, keep)
+        return _reference(rows, keep)
     if rows.requires_grad and torch.is_grad_enabled():
         gathered: Tensor = _Gather.apply(rows, keep)
         return gathered
@@ -72,7 +71,14 @@ def _check(rows: Tensor, keep: Tensor) -> None:
 
 
 def _reference(rows: Tensor, keep: Tensor) -> Tensor:
-    return reference.gather(rows, keep)
+    if not keep.is_cuda:  # on a GPU, index_select stops the kernel instead
+        bad = torch.nonzero((keep < 0) | (keep >= rows.shape[0]))
+        if bad.numel():
+            first = int(bad[0])
+            raise InvalidInputError(
+                f"keep[{first}] is {int(keep[first])}; rows has {rows.shape[0]} rows"
+            )
+    return rows.index_select(0, keep)
 
 
 def _fake(rows: Tensor, keep: Tensor) -> Tensor:
