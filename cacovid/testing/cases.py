@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cacovid.types import Grid
+from cacovid.types import Grid, Prompt
 
 #: Grids by a speaking name; tokens per frame run over 1, 7, 63, 196, 729 and 1,000.
 GRIDS: dict[str, Grid] = {
@@ -109,6 +109,65 @@ def _gather(name: str, length: int, width: int, dtype: torch.dtype, keep: list[i
     return Case("gather", name, make)
 
 
+def _select_and_gather(grid: str, retention: float) -> Case:
+    def make() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        g = GRIDS[grid]
+        rows = token_scores(g.num_tokens * 5, "normal", seed=2).view(-1, 5)
+        return (token_scores(g.num_tokens, "ties"), None, rows, g, retention), {}
+
+    return Case("select_and_gather", grid, make)
+
+
+def _frame_sample(name: str, grid: str, kind: str, rollouts: int) -> Case:
+    def make() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        g = GRIDS[grid]
+        return (token_scores(g.num_frames, kind), g, 0.1, rollouts), {"seed": 7, "offset": 1}
+
+    return Case("frame_sample", name, make)
+
+
+def _rows(op: str, count: int, kind: str, k: int) -> Case:
+    def make() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (token_scores(count * 6, kind).view(count, 6), k), {}
+
+    return Case(op, f"{k}_of_{count}_{kind}", make)
+
+
+def _loss(grid: str, rollouts: int, kl_weight: float) -> Case:
+    def make() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        g = GRIDS[grid]
+        scores = [
+            token_scores(count, "normal", seed)
+            for seed, count in enumerate((g.num_tokens, g.num_frames, g.num_tokens, g.num_frames))
+        ]
+        masks = [
+            token_scores(rollouts * count, "normal", seed=4).view(rollouts, count) > 0.5
+            for count in (g.num_tokens, g.num_frames)
+        ]
+        rewards = [token_scores(rollouts, "ties", seed) for seed in (5, 6)]
+        return (*scores, *masks, *rewards), {"kl_weight": kl_weight}
+
+    return Case("cpo_loss", f"{grid}_kl_{kl_weight}", make)
+
+
+def _pack(form: str) -> Case:
+    def make() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        g = Grid([(3, 3, 3)])
+        length = g.num_tokens + 9  # four tokens of text before the video, five after it
+        prompt = Prompt(
+            embeds=token_scores(length * 4, "normal").view(length, 4),
+            position_ids=torch.arange(length),
+            video_index=torch.arange(4, 4 + g.num_tokens),
+            question_index=torch.arange(4 + g.num_tokens, length),
+            grid=g,
+        )
+        indices = torch.tensor([[0, 9, 18], [2, 10, 26], [8, 17, 20]], dtype=torch.int32)
+        masks = torch.zeros(3, g.num_tokens, dtype=torch.bool).scatter_(1, indices.long(), True)
+        return (prompt, masks if form == "masks" else indices), {}
+
+    return Case("pack_rollouts", form, make)
+
+
 _SELECT = (
     *(_select(f"{grid}_at_{r}", grid, "normal", r) for grid in GRIDS for r in (0.1, 0.37, 1.0)),
     *(
@@ -153,5 +212,38 @@ _GATHER = (
     _gather("everything_kept", 1000, 3, torch.float32, list(range(1000))),
 )
 
+_SELECT_AND_GATHER = tuple(_select_and_gather(grid, 0.3) for grid in ("frames_of_63", "ragged"))
+
+_FRAME_SAMPLE = (
+    *(_frame_sample(f"{grid}", grid, "normal", 5) for grid in GRIDS),
+    *(
+        _frame_sample(f"{kind}_scores", "many_frames", kind, 9)
+        for kind in ("flat", "ties", "peaked", "huge", "tiny")
+    ),
+)
+
+_REPRESENTATIVES = tuple(
+    _rows(op, count, kind, k)
+    for op in ("density_peaks", "farthest_point")
+    for count, k in ((1, 1), (7, 3), (63, 63), (196, 20))
+    for kind in ("normal", "ties")
+)
+
+_LOSS = tuple(
+    _loss(grid, rollouts, kl)
+    for grid, rollouts, kl in (("frames_of_7", 7, 0.0), ("ragged", 3, 0.1))
+)
+
+_PACK = tuple(_pack(form) for form in ("masks", "indices"))
+
 #: Every case of every op.
-CASES: tuple[Case, ...] = (*_SELECT, *_OCSS, *_GATHER)
+CASES: tuple[Case, ...] = (
+    *_SELECT,
+    *_OCSS,
+    *_GATHER,
+    *_SELECT_AND_GATHER,
+    *_FRAME_SAMPLE,
+    *_REPRESENTATIVES,
+    *_LOSS,
+    *_PACK,
+)
