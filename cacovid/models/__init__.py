@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cacovid.models.processing import VideoProcessor, load_processor, write_processor
     from cacovid.models.prune import PrunedInputs, prune_inputs
     from cacovid.models.registry import adapter_for, register_adapter, supported_model_types
+    from cacovid.models.storage import use_published_names
     from cacovid.models.video_qa import Answer, VideoQA
 
 _MODULES = {
@@ -36,6 +37,7 @@ _MODULES = {
     "received_attention": "attention_scores",
     "register_adapter": "registry",
     "supported_model_types": "registry",
+    "use_published_names": "storage",
     "write_processor": "processing",
 }
 
@@ -57,6 +59,7 @@ __all__ = [
     "received_attention",
     "register_adapter",
     "supported_model_types",
+    "use_published_names",
     "write_processor",
 ]
 

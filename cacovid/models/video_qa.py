@@ -18,6 +18,7 @@ from cacovid.models.processing import load_processor
 from cacovid.models.prune import PrunedInputs, prune_inputs
 from cacovid.models.registry import adapter_for, supported_model_types
 from cacovid.models.resolve import resolve_method
+from cacovid.models.storage import load_whole
 from cacovid.models.timing import StageClock
 from cacovid.types import Grid, Scores, Selection
 
@@ -122,10 +123,11 @@ class VideoQA:
             dtype: The weights' dtype; default: float32 on a CPU, bfloat16 elsewhere.
 
         Raises:
-            UnsupportedModelError: for a kind of model without adapter, before weights are loaded.
+            UnsupportedModelError: for a kind of model without adapter, before weights are loaded;
+                for a model whose weights the installed transformers does not all find.
             InvalidInputError: if the embedded model is missing.
         """
-        from transformers import AutoConfig, AutoModelForImageTextToText
+        from transformers import AutoConfig
 
         location = model_location(name)
         _check_type(location, AutoConfig.from_pretrained(location))
@@ -133,8 +135,7 @@ class VideoQA:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype is None:
             dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-        model = AutoModelForImageTextToText.from_pretrained(location, dtype=dtype)
-        model = model.to(device).eval()
+        model = load_whole(location, dtype).to(device).eval()
         beside = Path(location) / POLICY_FOLDER
         if policy is None and (beside / "config.json").exists():
             policy = beside

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers")
-
 FRAME = 24
 PATCH = 4
 TOKENS_PER_FRAME = 9  # 24 / 4 = 6 patches a side, 3 after pooling

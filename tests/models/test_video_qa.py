@@ -25,10 +25,11 @@ def need(module, name):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, lab, session_model, tokenizer):
-    from cacovid.models import write_processor
+    from cacovid.models import use_published_names, write_processor
 
     folder = tmp_path_factory.mktemp("stored")
     session_model.save_pretrained(folder)
+    use_published_names(folder)
     write_processor(folder, tokenizer, frame_size=24, tokens_per_side=6)
     (folder / "cacovid.json").write_text(json.dumps({"max_frames": 4, "fps": 8.0}))
     return folder

@@ -1,0 +1,79 @@
+"""Weights that every supported release of transformers reads, and that are read whole.
+
+Since transformers 5.17 or before, `save_pretrained` names LLaVA-OneVision's vision weights
+`vision_tower.encoder…`; the published checkpoints say `vision_tower.vision_model.encoder…`. New
+releases read both, old ones (5.4) only the published names: they warn, and go on with a vision
+tower of random numbers.
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from cacovid.errors import InvalidInputError, UnsupportedModelError
+
+_TOWER, _PUBLISHED = "vision_tower.", "vision_tower.vision_model."
+
+
+def use_published_names(folder: str | PathLike[str]) -> int:
+    """Renames a saved model's vision weights as the published checkpoints have them.
+
+    Args:
+        folder: Where `save_pretrained` put `model.safetensors`, in one file.
+
+    Returns:
+        How many weights were renamed; 0 where they had those names.
+
+    Raises:
+        InvalidInputError: if there is no `model.safetensors`.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = Path(folder) / "model.safetensors"
+    if not path.exists():
+        raise InvalidInputError(
+            f"{path} is not there; expected a model saved by save_pretrained, in one file"
+        )
+    with safe_open(str(path), "pt") as stored:
+        metadata = stored.metadata()
+        weights = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    renamed = {_published(name): weight for name, weight in weights.items()}
+    changed = len(renamed.keys() - weights.keys())
+    if changed:
+        part = path.with_suffix(".part")
+        save_file(renamed, part, metadata=metadata)
+        part.replace(path)
+    return changed
+
+
+def load_whole(location: str, dtype: Any) -> Any:
+    """The model of a directory or Hub id, with none of its weights made up.
+
+    Args:
+        location: Directory or Hub id.
+        dtype: The weights' dtype.
+
+    Raises:
+        UnsupportedModelError: if the installed transformers finds no value for some weights; it
+            would only warn and make them up.
+    """
+    from transformers import AutoModelForImageTextToText, __version__
+
+    model, report = AutoModelForImageTextToText.from_pretrained(
+        location, dtype=dtype, output_loading_info=True
+    )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UnsupportedModelError(
+            f"{location!r} lacks {len(missing)} weights by the names that transformers "
+            f"{__version__} looks for ({missing[0]}, …); it would make them up. Use the release "
+            f"that saved them, or rename them: cacovid.models.use_published_names(folder)"
+        )
+    return model
+
+
+def _published(name: str) -> str:
+    return name if _PUBLISHED in name else name.replace(_TOWER, _PUBLISHED)
