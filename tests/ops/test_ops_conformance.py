@@ -1,0 +1,118 @@
+"""Every op has all its stations: public function, documentation, reference, fake, forms, case."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cacovid import ops, reference
+from cacovid.backends import available
+from cacovid.ops._registry import TABLE
+from cacovid.testing import CASES, cases_of
+
+ROOT = Path(__file__).resolve().parents[2]
+PUBLIC = (
+    "score",
+    "select_tokens",
+    "gather",
+    "select_and_gather",
+    "ocss_sample",
+    "frame_sample",
+    "density_peaks",
+    "farthest_point",
+    "pack_rollouts",
+    "cpo_loss",
+)
+# An op whose reference is not in the package misses a station, and is told as an expected failure.
+OPS = [
+    pytest.param(
+        name,
+        marks=pytest.mark.xfail(
+            not callable(getattr(reference, name, None)),
+            reason=f"cacovid.reference.{name} is missing",
+            strict=False,
+        ),
+    )
+    for name in PUBLIC
+]
+SCHEMAS = [name for name, spec in TABLE.items() if spec.schema is not None]
+
+
+def test_the_table_holds_the_public_ops() -> None:
+    assert set(TABLE) == set(PUBLIC) == set(ops.__all__)
+    assert {"gather", "ocss_sample", "select_tokens"} <= set(SCHEMAS)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_function_and_reference_agree_on_their_arguments(name: str) -> None:
+    function = inspect.signature(getattr(ops, name)).parameters
+    expected = inspect.signature(getattr(reference, name)).parameters
+    assert list(function)[-1] == "backend"
+    assert function["backend"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert function["backend"].default is None
+    assert list(function)[:-1] == list(expected)
+    for argument, parameter in expected.items():
+        assert function[argument].default == parameter.default, argument
+        assert function[argument].kind == parameter.kind, argument
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_documentation(name: str) -> None:
+    function = getattr(ops, name)
+    text = inspect.getdoc(function) or ""
+    for section in ("Args:", "Returns:", "Raises:"):
+        assert section in text, section
+    for argument in inspect.signature(function).parameters:
+        assert f"    {argument}: " in text, argument
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_every_case_equals_the_reference(name: str) -> None:
+    assert cases_of(name)
+    for case in cases_of(name):
+        positional, named = case.make()
+        got = _tensors(getattr(ops, name)(*positional, **named))
+        expected = _tensors(getattr(reference, name)(*positional, **named))
+        assert got and len(got) == len(expected)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True)), case.id
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    """The tensors of a result: a tensor, a tuple, or a dataclass of them."""
+    if isinstance(result, Tensor):
+        return [result]
+    if isinstance(result, tuple):
+        return [tensor for part in result for tensor in _tensors(part)]
+    if dataclasses.is_dataclass(result):
+        return _tensors(tuple(getattr(result, f.name) for f in dataclasses.fields(result)))
+    return []
+
+
+def test_no_case_stands_twice() -> None:
+    assert len({case.id for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_forms_are_where_the_table_says(name: str) -> None:
+    spec = TABLE[name]
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    assert has_kernel(f"cacovid::{name}", "CompositeExplicitAutograd")  # the reference
+    assert has_kernel(f"cacovid::{name}", "Meta")  # the fake
+    for backend, key, source in (("cpu", "CPU", "cpp"), ("cuda", "CUDA", "cu")):
+        if backend not in spec.backends:
+            continue
+        text = (ROOT / "csrc" / backend / f"{name}.{source}").read_text()
+        assert f'm.impl("{name}"' in text
+        if available()[backend].available:
+            assert has_kernel(f"cacovid::{name}", key)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_compiled_ops_are_benched(name: str) -> None:
+    assert f"def test_{name}(" in (ROOT / "bench" / "test_bench_cpu_ops.py").read_text()
