@@ -1,0 +1,104 @@
+"""`read_frames` and `probe`: the public way to frames."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict
+
+import numpy as np
+
+from cacovid import errors
+from cacovid.errors import InvalidInputError, VideoReadError
+from cacovid.video._backends import BACKENDS
+from cacovid.video._decode import probe_here, read_here
+from cacovid.video._process import ask
+from cacovid.video.frames import VideoFrames, VideoInfo
+from cacovid.video.sampling import FrameSampling
+
+#: Most memory that the frames of one call may take.
+MAX_BYTES = 8 << 30
+
+
+def read_frames(
+    path: str | os.PathLike[str],
+    sampling: FrameSampling | None = None,
+    backend: str | None = None,
+    timeout: float | None = 60.0,
+) -> VideoFrames:
+    """Reads sampled frames of a video file.
+
+    The packets are counted first; headers are not trusted. Frames are turned as the file asks
+    (its rotation flag). Every backend gives the same frames, at the same indices.
+
+    Args:
+        path: The file.
+        sampling: Which frames; by default `FrameSampling()`: up to 32, one a second.
+        backend: "decord", "pyav" or "torchcodec"; None takes the first of them that loads and
+            reads the file with the frame count and times that its packets have.
+        timeout: Seconds for this file. Reading is done in a child process, kept for the next call,
+            which is killed when time is up even if native code hangs. None reads in this process,
+            without a limit.
+
+    Returns:
+        `VideoFrames`: frames `[F, H, W, 3]` uint8, their timestamps, indices and the metadata.
+
+    Raises:
+        VideoReadError: if the file is missing, empty, truncated, not a video, ... or time is up;
+            the message names the file and the reason.
+        MissingDependencyError: if PyAV, or the backend asked for, is not installed.
+        InvalidInputError: for an unknown backend or a timeout that is not positive.
+    """
+    sampling = FrameSampling() if sampling is None else sampling
+    if backend is not None and backend not in BACKENDS:
+        raise InvalidInputError(
+            f"backend is {backend!r}; expected None or one of {', '.join(map(repr, BACKENDS))}"
+        )
+    _check_timeout(timeout)
+    backends = BACKENDS if backend is None else {backend: BACKENDS[backend]}
+    if timeout is None:
+        return read_here(path, sampling, backends, backend is not None, MAX_BYTES)
+    header, frames = ask(
+        {
+            "path": os.path.abspath(path),
+            "sampling": asdict(sampling),
+            "backends": backends,
+            "only": backend is not None,
+            "max_bytes": MAX_BYTES,
+        },
+        timeout,
+    )
+    _raise(header)
+    assert frames is not None
+    return VideoFrames(
+        frames,
+        np.array(header["timestamps"], dtype=np.float64),
+        np.array(header["indices"], dtype=np.int64),
+        VideoInfo(**header["info"]),
+        header["backend"],
+    )
+
+
+def probe(path: str | os.PathLike[str], timeout: float | None = 60.0) -> VideoInfo:
+    """Facts about a video file: counts its packets, decodes one frame.
+
+    Raises:
+        VideoReadError, MissingDependencyError, InvalidInputError: as `read_frames`.
+    """
+    _check_timeout(timeout)
+    if timeout is None:
+        return probe_here(path)
+    header, _ = ask({"path": os.path.abspath(path), "backends": None}, timeout)
+    _raise(header)
+    return VideoInfo(**header["info"])
+
+
+def _check_timeout(timeout: float | None) -> None:
+    if timeout is not None and not 0 < timeout < math.inf:
+        raise InvalidInputError(f"timeout is {timeout}; expected positive seconds or None")
+
+
+def _raise(header: dict[str, object]) -> None:
+    if "error" in header:
+        kind = getattr(errors, str(header["error"]), VideoReadError)
+        raise kind(header["message"])
