@@ -106,6 +106,8 @@ def decode_decord(path: Path, index: Index, indices: np.ndarray) -> np.ndarray:
         ) from error
     if not _DECORD_CONTAINERS & set(index.container.split(",")):
         raise failure(path, f"decord seeks wrongly in {index.container} files; use backend 'pyav'")
+    if index.leading:
+        raise failure(path, "decord gives wrong frames of open groups of pictures; use 'pyav'")
     try:
         reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
         times = np.asarray(reader.get_frame_timestamp(range(len(reader))))[:, 0]

@@ -35,6 +35,8 @@ class Index:
         time_base: Seconds per unit.
         start: Presentation time of the first frame, in units.
         container: FFmpeg's names of the container format, comma-separated.
+        leading: Some frames are stored after a keyframe and shown before it (open groups of
+            pictures): decoders that count frames from a keyframe go wrong on them.
     """
 
     info: VideoInfo
@@ -43,6 +45,7 @@ class Index:
     time_base: Fraction
     start: int
     container: str
+    leading: bool
 
     def timestamps(self, indices: np.ndarray) -> np.ndarray:
         """Seconds since the first frame, `[F]` float64."""
@@ -168,6 +171,7 @@ def build_index(path: Path) -> Index:
             tick,
             int(pts[0]) if pts is not None else 0,
             container.format.name,
+            usable and _has_leading(shown),
         )
 
 
@@ -182,6 +186,16 @@ def _cut_short(container: Any, stream: Any, packets: int, reach: float) -> bool:
     if any(name in names for name in _SURE_OF_DURATION) and container.duration:
         announced = container.duration / 1e6
         return reach < announced - max(0.3, 0.05 * announced)
+    return False
+
+
+def _has_leading(shown: list[tuple[int | None, int | None, bool]]) -> bool:
+    key: int | None = None
+    for pts, _, is_key in shown:
+        if is_key:
+            key = pts
+        elif key is not None and pts is not None and pts < key:
+            return True
     return False
 
 

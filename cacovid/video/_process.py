@@ -77,7 +77,7 @@ class _Child:
         return header, frames
 
     def _fill(self, target: np.ndarray, deadline: float) -> None:
-        rest = memoryview(target)
+        rest = target.data
         poll = select.poll()
         poll.register(self.answers, select.POLLIN)
         while len(rest):

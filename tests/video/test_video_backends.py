@@ -28,7 +28,13 @@ FILES = {
     "long_gop.mp4": {"keyframe_interval": 250},
 }
 #: What decord cannot read, or reads wrongly.
-PYAV_ONLY = {"av1.mp4": {"codec": "libsvtav1"}, "h264.ts": {}}
+OPEN_GOP = {"options": {"x264-params": "open-gop=1:bframes=3"}}
+PYAV_ONLY = {
+    "av1.mp4": {"codec": "libsvtav1"},
+    "h264.ts": {},
+    "open_gop.mp4": OPEN_GOP,
+    "open_gop.mkv": OPEN_GOP,
+}
 
 
 def _loads(backend):
