@@ -7,5 +7,6 @@ and `philox`).
 """
 
 from cacovid.reference.ocss import ocss_sample
+from cacovid.reference.select_tokens import select_tokens
 
-__all__ = ["ocss_sample"]
+__all__ = ["ocss_sample", "select_tokens"]

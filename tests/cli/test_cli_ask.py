@@ -1,0 +1,153 @@
+"""`cacovid ask` on a real H.264 file with a real, untrained model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from cacovid.cli import main
+from cacovid.commands.common import UsageError
+
+QUESTION = "What colour is the striped ring?"
+STAGES = ["read", "vision", "score+select", "prefill", "decode"]
+
+
+def test_json_is_the_one_object_on_standard_output(cacovid, clip, model_dir, tmp_path):
+    sheet = tmp_path / "sheet.png"
+    done = cacovid(
+        "ask", clip, QUESTION, "--model", model_dir, "--retention", "0.1", "--json",
+        "--overlay", sheet, "--max-new-tokens", "5",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    answer = json.loads(line)
+    assert set(answer) == {"answer", "tokens", "seconds", "method", "retention"}
+    assert answer["tokens"] == {"video": 576, "kept": 57}
+    assert (answer["method"], answer["retention"]) == ("attention", 0.1)
+    assert list(answer["seconds"]) == STAGES
+    assert all(value >= 0 for value in answer["seconds"].values())
+    assert isinstance(answer["answer"], str)
+    # Progress goes to the other stream.
+    assert "Reading the video" in done.stderr and "Writing the answer" in done.stderr
+    with Image.open(sheet) as picture:
+        assert picture.width > 1000
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+
+
+def test_text_names_tokens_method_and_stages(cacovid, clip, model_dir, tmp_path):
+    video = tmp_path / "out.mp4"
+    done = cacovid(
+        "ask", clip, QUESTION, "--model", model_dir, "--retention", "0.25", "--method", "uniform",
+        "--options", "red", "blue", "green", "--overlay", video, "--max-new-tokens", "3",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "576 -> 144 (25.0%)" in done.stdout
+    assert "uniform, retention 0.25" in done.stdout
+    assert all(stage in done.stdout for stage in STAGES)
+    assert str(video) in done.stdout and video.stat().st_size > 1000
+
+
+def ask_json(capsys, *arguments) -> dict:
+    assert main(["ask", *map(str, arguments), "--json", "--max-new-tokens", "4"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_keeping_everything_gives_the_same_answer_for_every_method(capsys, clip, model_dir):
+    answers = {
+        ask_json(
+            capsys, clip, QUESTION, "--model", model_dir, "--retention", "1", "--method", method
+        )["answer"]
+        for method in ("attention", "uniform", "random", "attention:0:question")
+    }
+    assert len(answers) == 1
+
+
+def test_the_same_seed_gives_the_same_answer(capsys, clip, model_dir):
+    arguments = (clip, QUESTION, "--model", model_dir, "--method", "random", "--seed", "3")
+    first, second = (ask_json(capsys, *arguments) for _ in range(2))
+    assert first["answer"] == second["answer"]
+    assert first["tokens"] == {"video": 576, "kept": 57}
+
+
+@pytest.mark.parametrize("value", ["0", "1.5", "-0.1", "nan"])
+def test_a_retention_outside_its_range_is_wrong_usage(capsys, clip, value):
+    assert main(["ask", str(clip), QUESTION, "--retention", value]) == 2
+    seen = capsys.readouterr()
+    assert seen.out == "" and "--retention" in seen.err and "at most 1" in seen.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "nosuch"], "known: attention, random, uniform"),
+        (["--method", "attention:x"], "attention:2:question"),
+        (["--method", "random", "--policy", "somewhere"], "give one"),
+        (["--overlay", "out.gif"], ".png"),
+        (["--overlay", "no/such/folder/out.png"], "no folder"),
+        (["--max-new-tokens", "0"], "at least 1"),
+        (["--backend", "fast"], "reference"),
+    ],
+)
+def test_values_that_cannot_be_are_wrong_usage(capsys, clip, arguments, message):
+    assert main(["ask", str(clip), QUESTION, *arguments]) == 2
+    seen = capsys.readouterr()
+    assert seen.out == "" and message in seen.err
+
+
+def test_an_empty_question_is_wrong_usage(capsys, clip):
+    assert main(["ask", str(clip), "  "]) == 2
+    assert "empty" in capsys.readouterr().err
+
+
+def test_a_missing_file_is_told_before_a_model_is_loaded(cacovid, tmp_path):
+    done = cacovid("ask", tmp_path / "nosuch.mp4", QUESTION, "--json")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "nosuch.mp4" in done.stderr and "no such file" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_is_no_video_is_told_without_a_traceback(cacovid, model_dir, tmp_path):
+    text = tmp_path / "text.mp4"
+    text.write_text("this is no video\n" * 100)
+    done = cacovid("ask", text, QUESTION, "--model", model_dir)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "text.mp4" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_debug_shows_the_traceback(capsys, tmp_path):
+    assert main(["ask", str(tmp_path / "nosuch.mp4"), QUESTION, "--debug"]) == 1
+    seen = capsys.readouterr()
+    assert "Traceback" in seen.err and "VideoReadError" in seen.err
+
+
+@pytest.mark.parametrize("name", ["nosuchmodel", "nosuch/model", "no/such/model"])
+def test_an_unknown_model_is_told_without_a_traceback(cacovid, clip, name):
+    done = cacovid("ask", clip, QUESTION, "--model", name)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert name in done.stderr and "directory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["nowhere", "cuda:99"])
+def test_an_unknown_device_is_told(capsys, clip, model_dir, name):
+    assert main(["ask", str(clip), QUESTION, "--model", str(model_dir), "--device", name]) == 1
+    seen = capsys.readouterr()
+    assert name in seen.err and "Traceback" not in seen.err and seen.out == ""
+
+
+def test_a_model_without_adapter_is_told(capsys, clip, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    assert main(["ask", str(clip), QUESTION, "--model", str(tmp_path)]) == 1
+    seen = capsys.readouterr()
+    assert "gpt2" in seen.err and "llava_onevision" in seen.err and seen.out == ""
+
+
+def test_usage_errors_are_no_errors_of_the_library():
+    from cacovid.errors import CacovidError
+
+    assert not issubclass(UsageError, CacovidError)

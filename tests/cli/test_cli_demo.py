@@ -1,0 +1,26 @@
+"""`cacovid demo`: the table and the files."""
+
+from __future__ import annotations
+
+from cacovid.cli import main
+
+
+def test_the_demo_tells_and_draws(capsys, model_dir, tmp_path):
+    folder = tmp_path / "demo"
+    assert main(["demo", "--folder", str(folder), "--model", str(model_dir)]) == 0
+    out = capsys.readouterr().out
+    assert all(share in out for share in ("100%", "25%", "10%"))
+    assert all(tokens in out for tokens in ("576 -> 576", "576 -> 144", "576 -> 57"))
+    assert "no public benchmark run" in out
+    for name in ("clip.mp4", "overlay.png", "overlay.mp4"):
+        assert name in out
+        assert (folder / name).stat().st_size > 1000
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "clip.mp4", "overlay.mp4", "overlay.png",
+    ]  # fmt: skip
+
+
+def test_the_demo_refuses_what_cannot_be(capsys):
+    assert main(["demo", "--method", "nosuch"]) == 2
+    assert main(["demo", "--seed", "-1"]) == 2
+    assert capsys.readouterr().out == ""
