@@ -18,7 +18,6 @@ if TYPE_CHECKING:
         methods,
         models,
         ops,
-        policies,
         reference,
         settings,
         synthetic,
@@ -35,19 +34,10 @@ if TYPE_CHECKING:
         WrongBaseModelError,
     )
     from cacovid.models import PrunedInputs, VideoQA, attach, prune_inputs
-    from cacovid.policies import (
-        CrossAttentionConfig,
-        CrossAttentionPolicy,
-        SelfAttentionConfig,
-        SelfAttentionPolicy,
-        load_policy,
-    )
     from cacovid.types import Grid, Prompt, Scores, Selection
 
 __all__ = [
     "CacovidError",
-    "CrossAttentionConfig",
-    "CrossAttentionPolicy",
     "Grid",
     "InvalidInputError",
     "MissingDependencyError",
@@ -55,8 +45,6 @@ __all__ = [
     "PrunedInputs",
     "Scores",
     "Selection",
-    "SelfAttentionConfig",
-    "SelfAttentionPolicy",
     "UnsupportedModelError",
     "VideoQA",
     "VideoReadError",
@@ -64,11 +52,9 @@ __all__ = [
     "__version__",
     "attach",
     "errors",
-    "load_policy",
     "methods",
     "models",
     "ops",
-    "policies",
     "prune_inputs",
     "reference",
     "settings",
@@ -93,13 +79,6 @@ _FROM = {
         "VideoQA",
         "attach",
         "prune_inputs",
-    ),
-    "cacovid.policies": (
-        "CrossAttentionConfig",
-        "CrossAttentionPolicy",
-        "SelfAttentionConfig",
-        "SelfAttentionPolicy",
-        "load_policy",
     ),
     "cacovid.types": (
         "Grid",

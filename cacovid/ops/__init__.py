@@ -5,26 +5,14 @@ besides (see `cacovid.backends`). Importing this package defines `torch.ops.caco
 compiled part where it is there, and needs no GPU.
 """
 
-from cacovid.ops.cpo_loss import cpo_loss
-from cacovid.ops.density_peaks import density_peaks
-from cacovid.ops.farthest_point import farthest_point
-from cacovid.ops.frame_sample import frame_sample
 from cacovid.ops.gather import gather
 from cacovid.ops.ocss_sample import ocss_sample
-from cacovid.ops.pack_rollouts import pack_rollouts
-from cacovid.ops.score import score
 from cacovid.ops.select_and_gather import select_and_gather
 from cacovid.ops.select_tokens import select_tokens
 
 __all__ = [
-    "cpo_loss",
-    "density_peaks",
-    "farthest_point",
-    "frame_sample",
     "gather",
     "ocss_sample",
-    "pack_rollouts",
-    "score",
     "select_and_gather",
     "select_tokens",
 ]

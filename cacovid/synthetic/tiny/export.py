@@ -20,7 +20,7 @@ def export(model: Any, tokenizer: Any, folder: Path) -> None:
     """
     from transformers import GenerationConfig
 
-    from cacovid.models import write_processor
+    from cacovid.models import use_published_names, write_processor
 
     temporary = folder.with_name(folder.name + ".part")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -30,6 +30,7 @@ def export(model: Any, tokenizer: Any, folder: Path) -> None:
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
     stored.save_pretrained(temporary)
+    use_published_names(temporary)
     tokenizer.save_pretrained(temporary)
     write_processor(
         temporary, tokenizer, frame_size=world.FRAME_SIZE, tokens_per_side=2 * world.CELLS
