@@ -112,3 +112,15 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(tokenizer, scenes, tmp
     resumed = trained(tmp_path / "stopped", clips)
     through = trained(tmp_path / "through", clips)
     assert all(torch.equal(resumed[name], through[name]) for name in through)
+
+
+@torch.no_grad()
+def test_scaling_the_projector_scales_the_features(tokenizer):
+    from cacovid.synthetic.tiny.recipe import scale_projector
+    from cacovid.synthetic.tiny.vision import video_features
+
+    model = build_model(tokenizer).eval()
+    frames = make_scene("train", 9, 0).rendering.frames[None, :2]
+    before = video_features(model, frames)
+    scale_projector(model, 0.25)
+    torch.testing.assert_close(video_features(model, frames), 0.25 * before)

@@ -46,7 +46,7 @@ class LanguageRecipe:
     steps: int = 6500
     batch: int = 8
     questions: int = 20
-    rate: float = 1.5e-3
+    rate: float = 1e-3
     weight_decay: float = 0.05
     auxiliary_weight: float = 0.5
     full_share: float = 0.3

@@ -72,6 +72,9 @@ def train(folder: Path, recipe: Recipe) -> tuple[Any, Any]:
     held_features = _cached_features(
         folder / "features-validation.pt", model, held_frames, len(held)
     )
+    scale = float(features[:256].float().norm(dim=-1).mean())
+    scale_projector(model, 1.0 / scale)
+    features, held_features = features / scale, held_features / scale
     train_language(
         model, tokenizer, clips, features, folder, recipe.language, (held, held_features)
     )
@@ -86,3 +89,16 @@ def _cached_features(path: Path, model: Any, frames: Any, count: int) -> Tensor:
     torch.save(features, temporary)
     temporary.replace(path)
     return features
+
+
+@torch.no_grad()
+def scale_projector(model: Any, factor: float) -> None:
+    """Multiplies the projector's output, so that features are as long as word embeddings.
+
+    The vision stage leaves them about 16 times longer. Binding two attributes of a question to
+    one token then does not appear in the language stage (0.37 against 0.57 and rising after 500
+    short steps on colour, shape and pattern; one run of each).
+    """
+    last = model.model.multi_modal_projector.linear_2
+    last.weight.mul_(factor)
+    last.bias.mul_(factor)
