@@ -37,7 +37,8 @@ class LanguageRecipe:
         rate, weight_decay: Of AdamW; the rate follows one cycle.
         auxiliary_weight: Of the video tokens' own losses.
         full_share: Share of batches that keep all tokens.
-        full_from: Share of the steps before any batch keeps all: short prompts come first.
+        full_from: Share of the steps before any batch keeps all: first come short prompts of
+            evidence and few other tokens.
         compile: Whether the decoder goes through `torch.compile` (needs a C++ compiler).
         checkpoint_every: Steps.
         seed: Of clips, questions and dropped tokens.
@@ -180,11 +181,13 @@ def choose_tokens(
     if mode < full_share:
         everything = np.arange(total)
         return [everything] * len(clips), [np.ones(len(q)) for q in questions]
-    ratio = float(np.exp(rng.uniform(np.log(0.04), 0.0)))
+    first = full_share == 0.0
+    low, high = (0.01, 0.1) if first else (0.04, 1.0)
+    ratio = float(np.exp(rng.uniform(np.log(low), np.log(high))))
     keep, weights = [], []
     for group in questions:
         chosen = rng.random(total) < ratio
-        if mode > (1 + full_share) / 2:
+        if first or mode > (1 + full_share) / 2:
             served = rng.random(len(group)) < max(0.3, ratio)
             served[rng.integers(len(group))] = True
             for question, yes in zip(group, served, strict=True):
