@@ -5,12 +5,14 @@ besides (see `cacovid.backends`). Importing this package defines `torch.ops.caco
 compiled part where it is there, and needs no GPU.
 """
 
+from cacovid.ops.cpo_loss import cpo_loss
 from cacovid.ops.gather import gather
 from cacovid.ops.ocss_sample import ocss_sample
 from cacovid.ops.select_and_gather import select_and_gather
 from cacovid.ops.select_tokens import select_tokens
 
 __all__ = [
+    "cpo_loss",
     "gather",
     "ocss_sample",
     "select_and_gather",

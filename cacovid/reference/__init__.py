@@ -6,7 +6,8 @@ stated in their module (`ocss`, `frame_sample`, `select_tokens`; shared arithmet
 and `philox`).
 """
 
+from cacovid.reference.cpo_loss import Loss, cpo_loss
 from cacovid.reference.ocss import ocss_sample
 from cacovid.reference.select_tokens import select_tokens
 
-__all__ = ["ocss_sample", "select_tokens"]
+__all__ = ["Loss", "cpo_loss", "ocss_sample", "select_tokens"]

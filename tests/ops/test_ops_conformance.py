@@ -22,6 +22,7 @@ PUBLIC = (
     "gather",
     "select_and_gather",
     "ocss_sample",
+    "cpo_loss",
 )
 # An op whose reference is not in the package misses a station, and is told as an expected failure.
 OPS = [

@@ -1,0 +1,111 @@
+"""The loss of combinatorial policy optimisation, ALGORITHMS 1.4 (CaCoVID, arXiv 2602.01649)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cacovid.errors import InvalidInputError
+
+_ADVANTAGE_EPSILON = 1e-4
+_WEIGHT_EPSILON = 1e-7
+
+
+class Loss(NamedTuple):
+    """`total = token + frame`, scalars."""
+
+    total: Tensor
+    token: Tensor
+    frame: Tensor
+
+
+def cpo_loss(
+    token_scores: Tensor,
+    frame_scores: Tensor,
+    old_token_scores: Tensor,
+    old_frame_scores: Tensor,
+    token_masks: Tensor,
+    frame_masks: Tensor,
+    token_rewards: Tensor,
+    frame_rewards: Tensor,
+    *,
+    clip: tuple[float, float] = (0.2, 0.28),
+    kl_weight: float = 0.0,
+) -> Loss:
+    """Clipped policy-gradient loss over the rollouts of one sample.
+
+    With `A = (R - mean R) / (std R + 1e-4)` (unbiased; 0 for a single rollout) and the ratio
+    `rho = exp(log pi(bit) - log pi_old(bit))`, each bit costs
+    `-min(rho A, clip(rho, 1 - low, 1 + high) A)`. Kept token bits weigh `1 - m`, dropped ones `m`,
+    `m` being the rollout's kept share; frame bits weigh the same.
+
+    Args:
+        token_scores: `[N]` float, `log pi(keep) = logsigmoid(score)`; differentiable.
+        frame_scores: `[F]` float; differentiable.
+        old_token_scores: `[N]`, the scores that the rollouts were drawn from.
+        old_frame_scores: `[F]`, likewise.
+        token_masks: `[G, N]` bool, True where a token was kept.
+        frame_masks: `[G', F]` bool, True where a frame was drawn.
+        token_rewards: `[G]` float.
+        frame_rewards: `[G']` float.
+        clip: How far below and above 1 the ratio counts.
+        kl_weight: Weight of `exp(log 1/2 - log pi) - (log 1/2 - log pi) - 1`.
+
+    Returns:
+        `Loss(total, token, frame)` in the dtype of the scores.
+
+    Raises:
+        InvalidInputError: for shapes that do not fit.
+    """
+    token = _part(
+        "token", token_scores, old_token_scores, token_masks, token_rewards, clip, kl_weight, True
+    )
+    frame = _part(
+        "frame", frame_scores, old_frame_scores, frame_masks, frame_rewards, clip, kl_weight, False
+    )
+    return Loss(token + frame, token, frame)
+
+
+def _part(
+    name: str,
+    scores: Tensor,
+    old: Tensor,
+    masks: Tensor,
+    rewards: Tensor,
+    clip: tuple[float, float],
+    kl_weight: float,
+    balanced: bool,
+) -> Tensor:
+    if (
+        scores.dim() != 1
+        or scores.shape != old.shape
+        or masks.dim() != 2
+        or masks.shape != (rewards.numel(), scores.numel())
+    ):
+        raise InvalidInputError(
+            f"{name} scores {tuple(scores.shape)}, old scores {tuple(old.shape)}, masks "
+            f"{tuple(masks.shape)} and rewards {tuple(rewards.shape)} do not fit; expected [n], "
+            f"[n], [G, n] and [G]"
+        )
+    kept = masks.bool()
+    rewards = rewards.to(scores.dtype)
+    spread = rewards.std() if rewards.numel() > 1 else rewards.new_zeros(())
+    advantage = ((rewards - rewards.mean()) / (spread + _ADVANTAGE_EPSILON))[:, None]
+    now = torch.where(kept, F.logsigmoid(scores), F.logsigmoid(-scores))
+    before = torch.where(kept, F.logsigmoid(old), F.logsigmoid(-old)).detach()
+    ratio = (now - before).exp()
+    each = -torch.minimum(
+        ratio * advantage, ratio.clamp(1.0 - clip[0], 1.0 + clip[1]) * advantage
+    )
+    if kl_weight:
+        away = math.log(0.5) - now
+        each = each + kl_weight * (away.exp() - away - 1.0)
+    if not balanced:
+        return each.mean(dim=1).mean()
+    share = kept.to(scores.dtype).mean(dim=1, keepdim=True)
+    weight = torch.where(kept, 1.0 - share, share)
+    return ((each * weight).sum(dim=1) / (weight.sum(dim=1) + _WEIGHT_EPSILON)).mean()

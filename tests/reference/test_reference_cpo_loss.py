@@ -1,0 +1,64 @@
+"""The loss against the golden vectors, its gradient, and what it must not do."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cacovid.errors import InvalidInputError
+from cacovid.reference import cpo_loss
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+VECTORS = load_file(GOLDEN / "loss_shared.safetensors")
+SETTINGS = json.loads((GOLDEN / "shared.json").read_text())["loss"]
+
+
+@pytest.mark.parametrize("case", SETTINGS, ids=lambda c: str(c["i"]))
+def test_golden_losses_and_gradients(case):
+    v = {k.split("/")[1]: x for k, x in VECTORS.items() if k.startswith(f"{case['i']}/")}
+    logits = [v[n].clone().requires_grad_() for n in ("token_logits", "frame_logits")]
+    now = [x[:, 1] - x[:, 0] for x in logits]
+    old = [x[:, 1] - x[:, 0] for x in (v["old_token_logits"], v["old_frame_logits"])]
+    loss = cpo_loss(
+        *now, *old, v["token_mask"], v["frame_mask"], v["token_reward"], v["frame_reward"],
+        clip=(case["clip_low"], case["clip_high"]), kl_weight=case["kl_weight"],
+    )
+    loss.total.backward()
+    for got, name in (
+        (loss.total, "loss"), (loss.token, "token_loss"), (loss.frame, "frame_loss"),
+        (logits[0].grad, "grad_token_logits"), (logits[1].grad, "grad_frame_logits"),
+    ):
+        torch.testing.assert_close(got.reshape(v[name].shape), v[name], rtol=1e-5, atol=1e-5)
+
+
+def arguments(dtype=torch.float64):
+    g = torch.Generator().manual_seed(0)
+    scores = [torch.randn(n, generator=g, dtype=dtype) for n in (12, 3, 12, 3)]
+    masks = [torch.rand(5, n, generator=g) < 0.4 for n in (12, 3)]
+    return [*scores, *masks, *(torch.rand(5, generator=g, dtype=dtype) for _ in range(2))]
+
+
+def test_gradients_in_float64():
+    token, frame, *rest = arguments()
+    token.requires_grad_()
+    frame.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda a, b: cpo_loss(a, b, *rest, kl_weight=0.1).total, (token, frame)
+    )
+
+
+def test_equal_rewards_teach_nothing():
+    token, frame, *rest = arguments()
+    token.requires_grad_()
+    rest[-2:] = [torch.ones(5, dtype=torch.float64)] * 2
+    cpo_loss(token, frame, *rest).total.backward()
+    assert token.grad.abs().max() == 0
+
+
+def test_shapes_that_do_not_fit_are_named():
+    bad = arguments()
+    bad[6] = bad[6][:4]
+    with pytest.raises(InvalidInputError, match=r"token scores \(12,\).*rewards \(4,\)"):
+        cpo_loss(*bad)
