@@ -6,6 +6,8 @@ compiled part where it is there, and needs no GPU.
 """
 
 from cacovid.ops.cpo_loss import cpo_loss
+from cacovid.ops.density_peaks import density_peaks
+from cacovid.ops.farthest_point import farthest_point
 from cacovid.ops.gather import gather
 from cacovid.ops.ocss_sample import ocss_sample
 from cacovid.ops.select_and_gather import select_and_gather
@@ -13,6 +15,8 @@ from cacovid.ops.select_tokens import select_tokens
 
 __all__ = [
     "cpo_loss",
+    "density_peaks",
+    "farthest_point",
     "gather",
     "ocss_sample",
     "select_and_gather",

@@ -7,7 +7,9 @@ and `philox`).
 """
 
 from cacovid.reference.cpo_loss import Loss, cpo_loss
+from cacovid.reference.density_peaks import density_peaks
+from cacovid.reference.farthest_point import farthest_point
 from cacovid.reference.ocss import ocss_sample
 from cacovid.reference.select_tokens import select_tokens
 
-__all__ = ["Loss", "cpo_loss", "ocss_sample", "select_tokens"]
+__all__ = ["Loss", "cpo_loss", "density_peaks", "farthest_point", "ocss_sample", "select_tokens"]

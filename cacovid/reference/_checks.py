@@ -55,3 +55,21 @@ def at_least_one(value: int, name: str) -> int:
     if value < 1:
         raise InvalidInputError(f"{name} is {value}; expected at least 1")
     return int(value)
+
+
+def rows_and_count(rows: Tensor, k: int) -> Tensor:
+    """`rows` detached, in at least float32, if `k` of them can be kept.
+
+    Raises:
+        InvalidInputError: unless `rows` is `[M, D]`, finite floating point, and `1 <= k <= M`.
+    """
+    if rows.dim() != 2 or not rows.is_floating_point():
+        raise InvalidInputError(
+            f"rows are {tuple(rows.shape)} {rows.dtype}; expected [M, D] floating point"
+        )
+    if not 1 <= k <= rows.shape[0]:
+        raise InvalidInputError(f"k is {k}; expected 1 to {rows.shape[0]}, the number of rows")
+    if not bool(torch.isfinite(rows).all()):
+        raise InvalidInputError("rows have NaN or infinite values; expected finite features")
+    rows = rows.detach()
+    return rows if rows.dtype == torch.float64 else rows.float()

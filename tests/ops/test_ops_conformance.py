@@ -23,6 +23,8 @@ PUBLIC = (
     "select_and_gather",
     "ocss_sample",
     "cpo_loss",
+    "density_peaks",
+    "farthest_point",
 )
 # An op whose reference is not in the package misses a station, and is told as an expected failure.
 OPS = [
