@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cacovid.errors import InvalidInputError
-from cacovid.ops import _arguments, _registry
+from cacovid.ops import _registry
+from cacovid.reference.gather import check_gather
+from cacovid.reference.gather import gather as gather_reference
 
 
 def gather(rows: Tensor, keep: Tensor, *, backend: str | None = None) -> Tensor:
@@ -32,9 +33,9 @@ def gather(rows: Tensor, keep: Tensor, *, backend: str | None = None) -> Tensor:
     >>> gather(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.tensor([0, 2])).tolist()
     [[1.0, 2.0], [5.0, 6.0]]
     """
-    _check(rows, keep)
+    check_gather(rows, keep)
     if _SPEC.choose(rows.device, backend) == "reference":
-        return _reference(rows, keep)
+        return gather_reference(rows, keep)
     if rows.requires_grad and torch.is_grad_enabled():
         gathered: Tensor = _Gather.apply(rows, keep)
         return gathered
@@ -57,30 +58,6 @@ class _Gather(torch.autograd.Function):
         return zeros.index_add(0, keep, grad), None
 
 
-def _check(rows: Tensor, keep: Tensor) -> None:
-    if rows.dim() != 2:
-        raise InvalidInputError(f"rows has shape {tuple(rows.shape)}; expected [S, D]")
-    if not rows.is_floating_point() and rows.dtype != torch.int64:
-        raise InvalidInputError(f"rows is {rows.dtype}; expected floating point or int64")
-    if keep.dim() != 1 or keep.dtype != torch.int64:
-        raise InvalidInputError(
-            f"keep is {keep.dtype} of shape {tuple(keep.shape)}; expected int64 [K], as "
-            f"select_tokens returns it"
-        )
-    _arguments.same_device(rows, keep, "rows", "keep")
-
-
-def _reference(rows: Tensor, keep: Tensor) -> Tensor:
-    if not keep.is_cuda:  # on a GPU, index_select stops the kernel instead
-        bad = torch.nonzero((keep < 0) | (keep >= rows.shape[0]))
-        if bad.numel():
-            first = int(bad[0])
-            raise InvalidInputError(
-                f"keep[{first}] is {int(keep[first])}; rows has {rows.shape[0]} rows"
-            )
-    return rows.index_select(0, keep)
-
-
 def _fake(rows: Tensor, keep: Tensor) -> Tensor:
     return rows.new_empty((keep.shape[0], rows.shape[1]))
 
@@ -89,6 +66,6 @@ _SPEC, _OP = _registry.define(
     "gather",
     "(Tensor rows, Tensor keep) -> Tensor",
     backends=("cuda", "cpu"),
-    reference=_reference,
+    reference=gather_reference,
     fake=_fake,
 )

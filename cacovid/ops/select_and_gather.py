@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from cacovid.errors import InvalidInputError
 from cacovid.ops import _registry
 from cacovid.ops.gather import gather
 from cacovid.ops.select_tokens import select_tokens
+from cacovid.reference.select_and_gather import check_rows
 from cacovid.types import Grid, PerVideo
 
 _SPEC = _registry.composed("select_and_gather", ("select_tokens", "gather"))
@@ -53,11 +53,7 @@ def select_and_gather(
     ([0], [0])
     """
     grid = Grid.of(grid)
-    if rows.shape[0] != grid.num_tokens:
-        raise InvalidInputError(
-            f"rows has shape {tuple(rows.shape)}; expected one row for each of the "
-            f"{grid.num_tokens} video tokens"
-        )
+    check_rows(rows, grid)
     keep = select_tokens(
         token_scores,
         frame_scores,

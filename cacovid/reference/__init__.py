@@ -6,10 +6,26 @@ stated in their module (`ocss`, `frame_sample`, `select_tokens`; shared arithmet
 and `philox`).
 """
 
+from cacovid.reference.clip_max import clip_max
 from cacovid.reference.cpo_loss import Loss, cpo_loss
 from cacovid.reference.density_peaks import density_peaks
 from cacovid.reference.farthest_point import farthest_point
+from cacovid.reference.gather import gather
 from cacovid.reference.ocss import ocss_sample
+from cacovid.reference.select_and_gather import select_and_gather
 from cacovid.reference.select_tokens import select_tokens
+from cacovid.reference.subspaces import Subspaces, subspaces
 
-__all__ = ["Loss", "cpo_loss", "density_peaks", "farthest_point", "ocss_sample", "select_tokens"]
+__all__ = [
+    "Loss",
+    "Subspaces",
+    "clip_max",
+    "cpo_loss",
+    "density_peaks",
+    "farthest_point",
+    "gather",
+    "ocss_sample",
+    "select_and_gather",
+    "select_tokens",
+    "subspaces",
+]

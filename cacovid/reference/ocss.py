@@ -71,14 +71,19 @@ class OcssPlan:
     @property
     def starts(self) -> tuple[int, ...]:
         """First rank of each sub-space, and `n` at the end: `l + 1` integers."""
-        size, longer = divmod(self.tokens, self.subspaces)
-        return tuple(j * size + min(j, longer) for j in range(self.subspaces + 1))
+        return subspace_starts(self.tokens, self.subspaces)
 
 
 def subspace_count(tokens: int, ratio: float, subspace_factor: float) -> int:
     """`l = min(n, max(floor(1/(lambda*r)), 1))`."""
     # Bounded by `tokens` before the floor, so that a vanishing ratio cannot overflow it.
     return max(math.floor(min(1.0 / (subspace_factor * ratio), tokens) + FLOOR_EPSILON), 1)
+
+
+def subspace_starts(tokens: int, subspaces: int) -> tuple[int, ...]:
+    """First rank of each sub-space, and `n` at the end; the first `n mod l` are one longer."""
+    size, longer = divmod(tokens, subspaces)
+    return tuple(j * size + min(j, longer) for j in range(subspaces + 1))
 
 
 def subspace_cap(subspaces: int, max_subspace_prob: float | None) -> float:
