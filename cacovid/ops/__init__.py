@@ -8,6 +8,7 @@ compiled part where it is there, and needs no GPU.
 from cacovid.ops.cpo_loss import cpo_loss
 from cacovid.ops.density_peaks import density_peaks
 from cacovid.ops.farthest_point import farthest_point
+from cacovid.ops.frame_sample import frame_sample
 from cacovid.ops.gather import gather
 from cacovid.ops.ocss_sample import ocss_sample
 from cacovid.ops.select_and_gather import select_and_gather
@@ -17,6 +18,7 @@ __all__ = [
     "cpo_loss",
     "density_peaks",
     "farthest_point",
+    "frame_sample",
     "gather",
     "ocss_sample",
     "select_and_gather",

@@ -10,6 +10,7 @@ from cacovid.reference.clip_max import clip_max
 from cacovid.reference.cpo_loss import Loss, cpo_loss
 from cacovid.reference.density_peaks import density_peaks
 from cacovid.reference.farthest_point import farthest_point
+from cacovid.reference.frame_sample import frame_sample
 from cacovid.reference.gather import gather
 from cacovid.reference.ocss import ocss_sample
 from cacovid.reference.select_and_gather import select_and_gather
@@ -23,6 +24,7 @@ __all__ = [
     "cpo_loss",
     "density_peaks",
     "farthest_point",
+    "frame_sample",
     "gather",
     "ocss_sample",
     "select_and_gather",

@@ -74,6 +74,11 @@ class OcssPlan:
         return subspace_starts(self.tokens, self.subspaces)
 
 
+def kept_per_frame(tokens: int, ratio: float) -> int:
+    """`k = max(1, round(r*n))`, half to even."""
+    return max(1, round(ratio * tokens))
+
+
 def subspace_count(tokens: int, ratio: float, subspace_factor: float) -> int:
     """`l = min(n, max(floor(1/(lambda*r)), 1))`."""
     # Bounded by `tokens` before the floor, so that a vanishing ratio cannot overflow it.
@@ -128,7 +133,7 @@ def ocss_plan(
             )
         count = subspace_count(n, r, subspace_factor)
         cap = fixed_point.fixed_cap(subspace_cap(count, max_subspace_prob))
-        plans.append(OcssPlan(t, n, max(1, round(r * n)), count, cap))
+        plans.append(OcssPlan(t, n, kept_per_frame(n, r), count, cap))
     return tuple(plans)
 
 

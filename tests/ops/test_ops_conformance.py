@@ -22,6 +22,7 @@ PUBLIC = (
     "gather",
     "select_and_gather",
     "ocss_sample",
+    "frame_sample",
     "cpo_loss",
     "density_peaks",
     "farthest_point",

@@ -1,0 +1,66 @@
+"""Frame rollouts: which frames a rollout looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from cacovid import reference
+from cacovid.ops import _arguments, _registry
+from cacovid.types import Grid, PerVideo
+
+if TYPE_CHECKING:
+    from cacovid.reference.frame_sample import FrameCap
+
+_SPEC = _registry.reference_only("frame_sample")
+
+
+def frame_sample(
+    frame_scores: Tensor,
+    grid: Grid | Iterable[Sequence[int]],
+    ratio: PerVideo,
+    rollouts: int,
+    *,
+    frame_cap: FrameCap = "row",
+    seed: int,
+    offset: int = 0,
+    backend: str | None = None,
+) -> Tensor:
+    """Draw the frames of `G` rollouts without replacement; the first is the greedy choice.
+
+    `ceil(t/8)` frames of each video, with the weights `clip_max(softmax(frame scores), 3/t)`
+    (CaCoVID, arXiv 2602.01649; the exact statement is in `cacovid.reference.frame_sample`).
+    Deterministic: the same scores, settings, `seed` and `offset` give the same frames on every
+    backend; video `i` of a call equals that video alone at `offset + i`. No gradient flows back.
+
+    Args:
+        frame_scores: `[F]` float, finite; used in float32.
+        grid: The packed videos, a `Grid` or a list of `(t, h, w)`.
+        ratio: As in `ocss_sample`, in (0, 1], one number or one per video. It says how many tokens
+            the drawn frames are to give; the frames do not depend on it.
+        rollouts: `G`, at least 1.
+        frame_cap: `"row"` limits each frame's probability to `3/t`; `"published"` follows the
+            release, which limits nothing but raises each to `1/G**2` (8 rollouts: up to 37 frames).
+        seed: Key of the random numbers, modulo 2**64.
+        offset: Number of the first video's stream.
+        backend: Forces an implementation (see `cacovid.backends`).
+
+    Returns:
+        `[G, F]` bool on the scores' device, True for the frames that are drawn.
+
+    Raises:
+        InvalidInputError: for NaN or infinite scores, wrong shapes or dtypes, settings out of
+            range, or a backend that is not to be had.
+
+    >>> import torch
+    >>> frame_sample(torch.tensor([1.0, 3.0, 2.0]), [(3, 2, 2)], 0.5, 1, seed=7).tolist()
+    [[False, True, False]]
+    """
+    grid = Grid.of(grid)
+    frame_scores = _arguments.scores(frame_scores, grid.num_frames, "frame_scores")
+    _SPEC.choose(frame_scores.device, backend)
+    return reference.frame_sample(
+        frame_scores, grid, ratio, rollouts, frame_cap=frame_cap, seed=seed, offset=offset
+    )
