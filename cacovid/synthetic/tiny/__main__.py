@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 EPILOG = (
@@ -30,8 +31,10 @@ def main() -> int:
     train.add_argument("--output", type=Path, default=Path("cacovid/assets/tiny"))
     train.add_argument("--threads", type=int, default=os.cpu_count())
     train.add_argument("--clips", type=int, help="training clips")
-    train.add_argument("--vision-steps", type=int, help="steps of stage 1")
-    train.add_argument("--language-steps", type=int, help="steps of stage 2")
+    train.add_argument("--vision-steps", type=int, help="steps of the vision tower")
+    train.add_argument(
+        "--language-steps", type=int, nargs="+", help="steps of each stage of the language model"
+    )
     evaluate = commands.add_parser("evaluate", help="write the table of accuracies and the gate")
     evaluate.add_argument("--model", type=Path, default=Path("cacovid/assets/tiny"))
     evaluate.add_argument("--output", type=Path, default=Path("bench/results/tiny-model.md"))
@@ -56,7 +59,16 @@ def _train(args: argparse.Namespace) -> int:
     if args.vision_steps is not None:
         recipe.vision_steps = args.vision_steps
     if args.language_steps is not None:
-        recipe.language.steps = args.language_steps
+        stages = recipe.language.stages
+        if len(args.language_steps) != len(stages):
+            raise SystemExit(
+                f"--language-steps: {len(args.language_steps)} numbers given, one for each of "
+                f"the {len(stages)} stages expected"
+            )
+        recipe.language.stages = tuple(
+            replace(stage, steps=steps)
+            for stage, steps in zip(stages, args.language_steps, strict=True)
+        )
     model, tokenizer = train(args.work, recipe)
     export(model, tokenizer, args.output)
     print(f"stored in {args.output}")
