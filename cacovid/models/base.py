@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor, nn
 
-from cacovid.types import Prompt, Selection
+from cacovid.types import Grid, Prompt, Selection
 
 #: `"original"`: kept tokens keep their position ids, and decoding goes on from the uncompressed
 #: prompt's next position. `"compact"`: positions without gaps.
@@ -39,6 +39,20 @@ class QuestionSource:
 
 
 @dataclass(frozen=True)
+class VideoFeatures:
+    """What the vision tower and projector made of some videos.
+
+    Args:
+        rows: `[R, D]`: what takes the place of the placeholders, video after video; separators
+            such as LLaVA-OneVision's newline are among them.
+        grid: The videos' grids, without separators.
+    """
+
+    rows: Tensor
+    grid: Grid
+
+
+@dataclass(frozen=True)
 class EmbeddedInputs:
     """A batch of embedded prompts and what is needed to write it down again, shortened.
 
@@ -55,6 +69,8 @@ class EmbeddedInputs:
             and separators such as LLaVA-OneVision's newline).
         pad_id: What `input_ids` is padded with.
         vision_seconds: Time spent in the vision tower.
+        features: The videos' features; with them `embed` answers a further question on the same
+            videos without the vision tower.
     """
 
     prompt: Prompt
@@ -66,6 +82,7 @@ class EmbeddedInputs:
     other_index: Tensor
     pad_id: int
     vision_seconds: float = 0.0
+    features: VideoFeatures | None = None
 
     @property
     def batch_size(self) -> int:
@@ -87,6 +104,7 @@ class Adapter(Protocol):
         needs: Collection[str] = (),
         *,
         question: QuestionSource | None = None,
+        features: VideoFeatures | None = None,
     ) -> EmbeddedInputs:
         """Runs the vision tower once and embeds the prompts.
 
@@ -95,6 +113,7 @@ class Adapter(Protocol):
             inputs: What its processor returned.
             needs: Names of `Prompt.extras` to fill in.
             question: Where to find the question tokens.
+            features: The videos' features from an earlier call; the vision tower does not run.
         """
         ...
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cacovid.errors import InvalidInputError, UnsupportedModelError
 from cacovid.models.attention_scores import parse_name, received_attention
-from cacovid.models.base import EmbeddedInputs, Positions, QuestionSource
+from cacovid.models.base import EmbeddedInputs, Positions, QuestionSource, VideoFeatures
 from cacovid.models.question import locate_questions
 from cacovid.models.repack import rewrite, shorten_like_ids
 from cacovid.types import Grid, Prompt, Selection
@@ -69,6 +69,7 @@ class LlavaOnevisionAdapter:
         needs: Collection[str] = (),
         *,
         question: QuestionSource | None = None,
+        features: VideoFeatures | None = None,
     ) -> EmbeddedInputs:
         """Runs the vision tower once and embeds the prompts.
 
@@ -78,6 +79,8 @@ class LlavaOnevisionAdapter:
                 `[F, 3, H, W]`), and what else the processor returned.
             needs: Names of `Prompt.extras`: `received_attention/{layer}/{last|question}`.
             question: Where to find the question tokens.
+            features: The videos' features from an earlier call (`EmbeddedInputs.features`); the
+                vision tower does not run then, and `pixel_values_videos` is not looked at.
 
         Raises:
             InvalidInputError: if an input is missing, of a wrong shape, or if placeholders and
@@ -87,7 +90,7 @@ class LlavaOnevisionAdapter:
         """
         config = self.inner_model(model).config
         video_id, image_id = int(config.video_token_id), int(config.image_token_id)
-        input_ids = _checked_ids(inputs)
+        input_ids = _checked_ids(inputs, needs_video=features is None)
         mask = _checked_mask(inputs, input_ids)
         # The only read from the device: ids and mask, at the prompt's beginning.
         host_mask = mask.cpu()
@@ -101,7 +104,9 @@ class LlavaOnevisionAdapter:
         embeds = self.inner_model(model).get_input_embeddings()(packed_ids)
 
         begin = _now(device)
-        features, grid = self._video_features(model, inputs)
+        if features is None:
+            features = self._video_features(model, inputs)
+        grid = features.grid
         images = self._image_features(model, inputs)
         seconds = _now(device) - begin
 
@@ -109,7 +114,7 @@ class LlavaOnevisionAdapter:
         places = (host_ids == video_id).nonzero().flatten()
         video_rows = _match_videos([row.count(video_id) for row in host_rows], grid)
         video_places, other = _split_places(places, grid, len(host_ids))
-        embeds = embeds.index_copy(0, places.to(device), features.to(embeds))
+        embeds = embeds.index_copy(0, places.to(device), features.rows.to(embeds))
         if images is not None:
             image_places = (host_ids == image_id).nonzero().flatten()
             embeds = _put_images(embeds, image_places, images)
@@ -150,6 +155,7 @@ class LlavaOnevisionAdapter:
             other_index=other.to(device),
             pad_id=_pad_id(model),
             vision_seconds=seconds,
+            features=features,
         )
 
     @torch.no_grad()
@@ -179,8 +185,8 @@ class LlavaOnevisionAdapter:
             out[name] = value
         return out
 
-    def _video_features(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Grid]:
-        """`[rows, D]`: all videos' tokens, each video followed by its newline."""
+    def _video_features(self, model: nn.Module, inputs: Mapping[str, Any]) -> VideoFeatures:
+        """All videos' tokens, each video followed by its newline."""
         inner: Any = self.inner_model(model)
         clips = _clips(inputs.get("pixel_values_videos"))
         vision = inner.config.vision_config
@@ -202,7 +208,7 @@ class LlavaOnevisionAdapter:
                 out = torch.cat((out, newline), dim=1)
             features.append(out.flatten(0, 1))
         grid = Grid([(clip.shape[1], side, side) for clip in clips for _ in range(clip.shape[0])])
-        return torch.cat(features), grid
+        return VideoFeatures(torch.cat(features), grid)
 
     def _image_features(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
         if inputs.get("pixel_values") is None:
@@ -228,7 +234,7 @@ def _clips(pixels: Any) -> list[Tensor]:
     )
 
 
-def _checked_ids(inputs: Mapping[str, Any]) -> Tensor:
+def _checked_ids(inputs: Mapping[str, Any], needs_video: bool) -> Tensor:
     for name in ("inputs_embeds", "past_key_values", "mm_encoder_outputs"):
         if inputs.get(name) is not None:
             raise InvalidInputError(
@@ -239,7 +245,7 @@ def _checked_ids(inputs: Mapping[str, Any]) -> Tensor:
     if not isinstance(ids, Tensor) or ids.dim() != 2:
         given = tuple(ids.shape) if isinstance(ids, Tensor) else ids
         raise InvalidInputError(f"input_ids is {given}; expected an int64 tensor [B, W]")
-    if inputs.get("pixel_values_videos") is None:
+    if needs_video and inputs.get("pixel_values_videos") is None:
         raise InvalidInputError(
             "the inputs hold no video (pixel_values_videos is missing); there is nothing to prune"
         )

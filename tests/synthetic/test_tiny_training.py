@@ -8,6 +8,7 @@ from cacovid.synthetic import make_scene, sample_questions, world
 from cacovid.synthetic.tiny.data import describe
 from cacovid.synthetic.tiny.language import (
     LanguageRecipe,
+    LanguageStage,
     QuestionWriter,
     build_batch,
     train_language,
@@ -88,17 +89,19 @@ def test_no_packed_question_sees_another(model, tokenizer, scenes):
 def test_a_stopped_training_goes_on_as_if_it_had_not_been(tokenizer, scenes, tmp_path):
     clips = [describe(scene) for scene in scenes]
     video = features(3).half()
-    recipe = LanguageRecipe(steps=4, batch=2, questions=3, checkpoint_every=2, compile=False)
+    first = LanguageStage(2, ("colour", "shape"), 3, 0.0, (0.02, 0.02))
+    second = LanguageStage(4, ("pattern", "order"), 3, 0.5, (0.03, 1.0), auxiliary_weight=0.2)
+    recipe = LanguageRecipe(stages=(first, second), batch=2, checkpoint_every=2, compile=False)
 
     class Stopped(Exception):
         pass
 
-    class StopsAtThirdStep(list):
+    class StopsInStageTwo(list):
         reads = 0
 
         def __getitem__(self, index):
-            StopsAtThirdStep.reads += 1
-            if StopsAtThirdStep.reads > 4:
+            StopsInStageTwo.reads += 1
+            if StopsInStageTwo.reads > 9:
                 raise Stopped
             return super().__getitem__(index)
 
@@ -108,7 +111,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(tokenizer, scenes, tmp
         return model.state_dict()
 
     with pytest.raises(Stopped):
-        trained(tmp_path / "stopped", StopsAtThirdStep(clips))
+        trained(tmp_path / "stopped", StopsInStageTwo(clips))
     resumed = trained(tmp_path / "stopped", clips)
     through = trained(tmp_path / "through", clips)
     assert all(torch.equal(resumed[name], through[name]) for name in through)
