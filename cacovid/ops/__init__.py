@@ -11,6 +11,7 @@ from cacovid.ops.farthest_point import farthest_point
 from cacovid.ops.frame_sample import frame_sample
 from cacovid.ops.gather import gather
 from cacovid.ops.ocss_sample import ocss_sample
+from cacovid.ops.pack_rollouts import pack_rollouts
 from cacovid.ops.select_and_gather import select_and_gather
 from cacovid.ops.select_tokens import select_tokens
 
@@ -21,6 +22,7 @@ __all__ = [
     "frame_sample",
     "gather",
     "ocss_sample",
+    "pack_rollouts",
     "select_and_gather",
     "select_tokens",
 ]

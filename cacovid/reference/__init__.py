@@ -13,6 +13,7 @@ from cacovid.reference.farthest_point import farthest_point
 from cacovid.reference.frame_sample import frame_sample
 from cacovid.reference.gather import gather
 from cacovid.reference.ocss import ocss_sample
+from cacovid.reference.pack_rollouts import pack_rollouts
 from cacovid.reference.select_and_gather import select_and_gather
 from cacovid.reference.select_tokens import select_tokens
 from cacovid.reference.subspaces import Subspaces, subspaces
@@ -27,6 +28,7 @@ __all__ = [
     "frame_sample",
     "gather",
     "ocss_sample",
+    "pack_rollouts",
     "select_and_gather",
     "select_tokens",
     "subspaces",

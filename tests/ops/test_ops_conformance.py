@@ -23,6 +23,7 @@ PUBLIC = (
     "select_and_gather",
     "ocss_sample",
     "frame_sample",
+    "pack_rollouts",
     "cpo_loss",
     "density_peaks",
     "farthest_point",
