@@ -73,7 +73,7 @@ def pack_rollouts(prompt: Prompt, rollouts: Tensor) -> Prompt:
     rows = keys % total
 
     question, question_offsets = _questions(prompt)
-    if not question.is_cuda and not bool(is_text[question].all()):
+    if question.device.type == "cpu" and not bool(is_text[question].all()):
         raise InvalidInputError(
             "question_index points at video tokens; expected the places of the question's text"
         )
@@ -116,7 +116,7 @@ def _check(prompt: Prompt, rollouts: Tensor) -> None:
             f"the prompt is on {prompt.embeds.device} and rollouts on {rollouts.device}; move them "
             f"to one device"
         )
-    if rollouts.dtype != torch.bool and not rollouts.is_cuda:
+    if rollouts.dtype != torch.bool and rollouts.device.type == "cpu":
         if bool(((rollouts < 0) | (rollouts >= tokens)).any()):
             raise InvalidInputError(
                 f"rollouts hold indices from {int(rollouts.min())} to {int(rollouts.max())}; the "

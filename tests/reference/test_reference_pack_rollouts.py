@@ -156,3 +156,23 @@ def test_bad_rollouts_are_named() -> None:
     wrong = replace(prompt, question_index=prompt.video_index[:7])
     with pytest.raises(InvalidInputError, match="question_index points at video tokens"):
         pack_rollouts(wrong, random_masks(2, 24))
+
+
+def test_indices_of_one_video_are_packed_without_a_look_at_the_device() -> None:
+    # Tensors on "meta" have no values: reading one back raises.
+    with torch.device("meta"):
+        prompt = Prompt(
+            embeds=torch.empty(20, 8),
+            position_ids=torch.empty(3, 20, dtype=torch.int64),
+            video_index=torch.empty(12, dtype=torch.int64),
+            question_index=torch.empty(4, dtype=torch.int64),
+            grid=Grid([(3, 2, 2)]),
+        )
+        kept = torch.empty(5, 6, dtype=torch.int32)
+        masks = torch.empty(5, 12, dtype=torch.bool)
+    packed = pack_rollouts(prompt, kept)
+    assert packed.embeds.shape == (5 * (8 + 6), 8)
+    assert packed.position_ids.shape == (3, 5 * (8 + 6))
+    assert packed.prompt_offsets == (0, 14, 28, 42, 56, 70)
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        pack_rollouts(prompt, masks)
