@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         methods,
         models,
         ops,
+        policies,
         reference,
         settings,
         synthetic,
@@ -34,10 +35,19 @@ if TYPE_CHECKING:
         WrongBaseModelError,
     )
     from cacovid.models import PrunedInputs, VideoQA, attach, prune_inputs
+    from cacovid.policies import (
+        CrossAttentionConfig,
+        CrossAttentionPolicy,
+        SelfAttentionConfig,
+        SelfAttentionPolicy,
+        load_policy,
+    )
     from cacovid.types import Grid, Prompt, Scores, Selection
 
 __all__ = [
     "CacovidError",
+    "CrossAttentionConfig",
+    "CrossAttentionPolicy",
     "Grid",
     "InvalidInputError",
     "MissingDependencyError",
@@ -45,6 +55,8 @@ __all__ = [
     "PrunedInputs",
     "Scores",
     "Selection",
+    "SelfAttentionConfig",
+    "SelfAttentionPolicy",
     "UnsupportedModelError",
     "VideoQA",
     "VideoReadError",
@@ -52,9 +64,11 @@ __all__ = [
     "__version__",
     "attach",
     "errors",
+    "load_policy",
     "methods",
     "models",
     "ops",
+    "policies",
     "prune_inputs",
     "reference",
     "settings",
@@ -79,6 +93,13 @@ _FROM = {
         "VideoQA",
         "attach",
         "prune_inputs",
+    ),
+    "cacovid.policies": (
+        "CrossAttentionConfig",
+        "CrossAttentionPolicy",
+        "SelfAttentionConfig",
+        "SelfAttentionPolicy",
+        "load_policy",
     ),
     "cacovid.types": (
         "Grid",

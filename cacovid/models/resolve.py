@@ -63,10 +63,11 @@ def _named(name: str | PathLike[str], model: nn.Module) -> Method:
         return get(text, model=model)
     path = Path(name)
     if path.is_dir() or (isinstance(name, str) and text.count("/") == 1):
-        raise InvalidInputError(
-            f"{text!r} names a stored policy, and this version cannot read one yet; pass a policy "
-            f"object (a callable of a Prompt), or a method's name: {', '.join(names())}"
-        )
+        from cacovid.policies import load_policy
+
+        policy = load_policy(text).to(next(model.parameters()).device)
+        check_base_model(policy, model)
+        return PolicyMethod(policy)
     if isinstance(name, PathLike) or "/" in text:
         raise InvalidInputError(
             f"there is no policy directory {text!r}; expected one with config.json and "

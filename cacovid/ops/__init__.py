@@ -12,6 +12,7 @@ from cacovid.ops.frame_sample import frame_sample
 from cacovid.ops.gather import gather
 from cacovid.ops.ocss_sample import ocss_sample
 from cacovid.ops.pack_rollouts import pack_rollouts
+from cacovid.ops.score import score
 from cacovid.ops.select_and_gather import select_and_gather
 from cacovid.ops.select_tokens import select_tokens
 
@@ -23,6 +24,7 @@ __all__ = [
     "gather",
     "ocss_sample",
     "pack_rollouts",
+    "score",
     "select_and_gather",
     "select_tokens",
 ]

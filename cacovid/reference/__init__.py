@@ -14,12 +14,14 @@ from cacovid.reference.frame_sample import frame_sample
 from cacovid.reference.gather import gather
 from cacovid.reference.ocss import ocss_sample
 from cacovid.reference.pack_rollouts import pack_rollouts
+from cacovid.reference.score import ScoreFold, score
 from cacovid.reference.select_and_gather import select_and_gather
 from cacovid.reference.select_tokens import select_tokens
 from cacovid.reference.subspaces import Subspaces, subspaces
 
 __all__ = [
     "Loss",
+    "ScoreFold",
     "Subspaces",
     "clip_max",
     "cpo_loss",
@@ -29,6 +31,7 @@ __all__ = [
     "gather",
     "ocss_sample",
     "pack_rollouts",
+    "score",
     "select_and_gather",
     "select_tokens",
     "subspaces",

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cacovid.reference import ScoreFold
+from cacovid.reference.score import HeadWeights
 from cacovid.types import Grid, Prompt
 
 #: Grids by a speaking name; tokens per frame run over 1, 7, 63, 196, 729 and 1,000.
@@ -168,6 +170,30 @@ def _pack(form: str) -> Case:
     return Case("pack_rollouts", form, make)
 
 
+def _score(grid: str, slots: int, inter_frame: bool, own_folds: bool = False) -> Case:
+    def make() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        g = GRIDS[grid]
+        video = token_scores(g.num_tokens * 24, "normal").view(-1, 24)
+        folds = [_fold(slots + i, inter_frame, seed=i) for i in range(g.num_videos)]
+        return (video, folds if own_folds else folds[0], g), {}
+
+    kind = "inter_frame" if inter_frame else "plain"
+    return Case("score", f"{grid}_{slots}_slots_{kind}_{'own' if own_folds else 'one'}", make)
+
+
+def _fold(slots: int, inter_frame: bool, seed: int) -> ScoreFold:
+    def draw(*shape: int) -> Tensor:
+        return token_scores(math.prod(shape), "normal", seed).view(shape) * 0.3
+
+    heads, width = 2, 8
+    columns = heads * slots + 2 * width * (2 if inter_frame else 1)
+    token, frame = (
+        HeadWeights(draw(width), draw(width, width), draw(width), draw(1, width), draw(1))
+        for _ in range(2)
+    )
+    return ScoreFold(draw(24, columns), draw(heads * slots, 2 * width), heads, token, frame)
+
+
 _SELECT = (
     *(_select(f"{grid}_at_{r}", grid, "normal", r) for grid in GRIDS for r in (0.1, 0.37, 1.0)),
     *(
@@ -236,6 +262,12 @@ _LOSS = tuple(
 
 _PACK = tuple(_pack(form) for form in ("masks", "indices"))
 
+_SCORE = (
+    *(_score(grid, 4, inter) for grid in GRIDS for inter in (False, True)),
+    _score("ragged", 3, True, own_folds=True),
+    _score("one_token", 1, False),
+)
+
 #: Every case of every op.
 CASES: tuple[Case, ...] = (
     *_SELECT,
@@ -246,4 +278,5 @@ CASES: tuple[Case, ...] = (
     *_REPRESENTATIVES,
     *_LOSS,
     *_PACK,
+    *_SCORE,
 )

@@ -8,19 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from cacovid import CrossAttentionConfig, CrossAttentionPolicy
 from cacovid.errors import InvalidInputError, UnsupportedModelError, VideoReadError
 from cacovid.models import VideoQA, prune_inputs
 from cacovid.models import defaults as model_defaults
 
 QUESTION = "what colour is the first thing ?"
 STAGES = ["read", "vision", "score+select", "prefill", "decode"]
-
-
-def need(module, name):
-    module = pytest.importorskip(module)
-    if not hasattr(module, name):
-        pytest.skip(f"{module.__name__}.{name} is not there yet")
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +105,6 @@ def test_long_arrays_are_sampled_evenly(qa, lab):
 
 
 def test_a_file(qa, video):
-    need("cacovid.video", "read_frames")
     answer = qa.ask(video, QUESTION, 0.25, max_new_tokens=2)
     assert answer.frames.shape == (4, 48, 64, 3)
     assert np.all(np.diff(answer.timestamps) > 0)
@@ -122,7 +115,6 @@ def test_a_file(qa, video):
 
 @pytest.mark.parametrize("ending", ["png", "mp4"])
 def test_overlay(qa, lab, tmp_path, ending):
-    need("cacovid.video", "read_frames")
     answer = qa.ask(lab.clip(1), QUESTION, 0.3, max_new_tokens=1)
     path = answer.overlay(tmp_path / f"out.{ending}")
     assert path.stat().st_size > 500
@@ -146,10 +138,9 @@ def test_wrong_questions(qa, lab):
 def test_a_policy_beside_the_model_is_used(folder, tmp_path, lab):
     import shutil
 
-    policies = need("cacovid.policies", "CrossAttentionPolicy")
-    config = policies.CrossAttentionConfig(hidden_size=32)
+    config = CrossAttentionConfig(hidden_size=32)
     shutil.copytree(folder, tmp_path / "model")
-    policies.CrossAttentionPolicy(config).save_pretrained(tmp_path / "model" / "policy")
+    CrossAttentionPolicy(config).save_pretrained(tmp_path / "model" / "policy")
     qa = VideoQA.from_pretrained(tmp_path / "model", device="cpu")
     answer = qa.ask(lab.clip(1), QUESTION, 0.3, max_new_tokens=1)
     assert answer.method not in ("attention", "uniform", "random")

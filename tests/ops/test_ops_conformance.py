@@ -27,6 +27,7 @@ PUBLIC = (
     "cpo_loss",
     "density_peaks",
     "farthest_point",
+    "score",
 )
 SCHEMAS = [name for name, spec in TABLE.items() if spec.schema is not None]
 

@@ -1,0 +1,236 @@
+"""`CrossAttentionPolicy`: single-layer question-to-video cross-attention, made to be fused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cacovid import ops
+from cacovid.errors import WrongBaseModelError
+from cacovid.policies.config import PolicyConfig
+from cacovid.policies.storage import StoredPolicy
+from cacovid.reference.score import (
+    HeadWeights,
+    ScoreFold,
+    difference_to_previous_frame,
+    heads,
+)
+from cacovid.types import Prompt, Scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossAttentionConfig(PolicyConfig):
+    """Shape of a `CrossAttentionPolicy`.
+
+    Args:
+        hidden_size: `D` of the base model.
+        slots: `Q` learned latents that read the question; 0: the video attends to the question's
+            tokens themselves and a learned null token.
+        slot_width: Width of the question side.
+        slot_heads: Heads of the latents' attention to the question.
+        heads: `H`, heads of the video's attention to the slots.
+        head_size: `d`.
+        token_features: `P_t`.
+        frame_features: `P_f`.
+        inter_frame: Whether the difference to the previous frame has columns of its own.
+        rms_norm_eps: Epsilon of both RMSNorms.
+        score_bound: Scores are `bound * tanh(score / bound)`; None: unbounded.
+    """
+
+    hidden_size: int
+    slots: int = 32
+    slot_width: int = 128
+    slot_heads: int = 4
+    heads: int = 2
+    head_size: int = 64
+    token_features: int = 32
+    frame_features: int = 32
+    inter_frame: bool = False
+    rms_norm_eps: float = 1e-6
+    score_bound: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_positive(
+            "hidden_size", "slot_width", "slot_heads", "heads", "head_size", "token_features",
+            "frame_features",
+        )  # fmt: skip
+
+
+class CrossAttentionPolicy(StoredPolicy):
+    """The default policy (ALGORITHMS 1.1, "fused policy").
+
+    Slots read the question by one attention layer; every video token attends to the slots; two
+    small heads give token and frame scores. Nothing of width `D` is kept, no rotary embedding:
+    for a given question everything that reads the video folds into one skinny matrix product
+    (`fold`, `cacovid.ops.score`).
+
+    Args:
+        config: Its shape.
+    """
+
+    policy_type: ClassVar[str] = "cross_attention"
+    config_class: ClassVar[type[PolicyConfig]] = CrossAttentionConfig
+
+    def __init__(self, config: CrossAttentionConfig) -> None:
+        super().__init__()
+        self.config = config
+        c = config
+        width, inner = c.slot_width, c.heads * c.head_size
+        features = c.token_features + c.frame_features
+        self.video_norm = nn.RMSNorm(c.hidden_size, eps=c.rms_norm_eps)
+        self.question_norm = nn.RMSNorm(c.hidden_size, eps=c.rms_norm_eps)
+        if c.slots:
+            self.latents = nn.Parameter(torch.randn(c.slots, width))
+            self.slot_query = nn.Linear(width, width, bias=False)
+            self.slot_key = nn.Linear(c.hidden_size, width, bias=False)
+            self.slot_value = nn.Linear(c.hidden_size, width, bias=False)
+            self.slot_output = nn.Linear(width, width, bias=False)
+        else:
+            self.null = nn.Parameter(torch.randn(1, width))
+            self.slot_input = nn.Linear(c.hidden_size, width, bias=False)
+        self.query = nn.Linear(c.hidden_size, inner, bias=False)
+        self.key = nn.Linear(width, inner, bias=False)
+        self.value = nn.Linear(width, inner, bias=False)
+        self.features = nn.Linear(c.hidden_size, features, bias=False)
+        self.output = nn.Linear(inner, features, bias=False)
+        if c.inter_frame:
+            self.difference = nn.Linear(c.hidden_size, features, bias=False)
+        self.token_head = _Head(c.token_features)
+        self.frame_head = _Head(c.frame_features)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+
+    def forward(self, prompt: Prompt) -> Scores:
+        """Scores by the folded form where no gradient is asked for, else by the plain one.
+
+        Args:
+            prompt: The embedded prompt, or several packed ones, on the policy's device.
+
+        Returns:
+            Scores in float32 (float64 for a policy in float64).
+
+        Raises:
+            WrongBaseModelError: if the prompt has another hidden size.
+        """
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
+            return self.plain(prompt)
+        token, frame = ops.score(prompt.video_embeds, self.folds(prompt), prompt.grid)
+        return Scores(token, frame)
+
+    def plain(self, prompt: Prompt) -> Scores:
+        """The formula of ALGORITHMS 1.1 as it stands, without folding."""
+        self._check(prompt)
+        c = self.config
+        tokens, frames = [], []
+        questions = self._questions(prompt)
+        videos = prompt.video_embeds.split(list(prompt.grid.tokens_per_video))
+        for x, question, size in zip(videos, questions, prompt.grid.sizes, strict=True):
+            x = self.video_norm(x.to(self.query.weight.dtype))
+            slots = self.read_question(question)
+            query = self.query(x).unflatten(1, (c.heads, -1)).transpose(0, 1)
+            key = self.key(slots).unflatten(1, (c.heads, -1)).transpose(0, 1)
+            value = self.value(slots).unflatten(1, (c.heads, -1)).transpose(0, 1)
+            logits = query @ key.transpose(1, 2) / math.sqrt(c.head_size)
+            mixed = (torch.softmax(logits, dim=-1) @ value).transpose(0, 1).flatten(1)
+            u = self.features(x) + self.output(mixed)
+            if c.inter_frame:
+                u = u + difference_to_previous_frame(self.difference(x), size[1] * size[2])
+            token, frame = heads(
+                u, size[0], self.token_head.weights, self.frame_head.weights, c.score_bound
+            )
+            tokens.append(token)
+            frames.append(frame)
+        return Scores(torch.cat(tokens), torch.cat(frames))
+
+    def folds(self, prompt: Prompt) -> list[ScoreFold]:
+        """The fold of every video's question; questions that are shared are folded once."""
+        self._check(prompt)
+        questions = self._questions(prompt)
+        if prompt.question_offsets is None:
+            return [self.fold(questions[0])] * prompt.grid.num_videos
+        return [self.fold(question) for question in questions]
+
+    def fold(self, question: Tensor) -> ScoreFold:
+        """Folds a question into the weights that read the video.
+
+        Exact up to rounding (3e-15 relative in float64).
+
+        Args:
+            question: `[L, D]` float, the question tokens' embeddings; `L` may be 0.
+        """
+        c = self.config
+        slots = self.read_question(question)
+        key = self.key(slots).unflatten(1, (c.heads, -1)).transpose(0, 1)
+        value = self.value(slots).unflatten(1, (c.heads, -1)).transpose(0, 1)
+        query = self.query.weight.unflatten(0, (c.heads, -1)) / math.sqrt(c.head_size)
+        read = (key @ query).flatten(0, 1)  # [H*Q, D]: (W_q k^T)^T of each head
+        written = self.output.weight.unflatten(1, (c.heads, -1)).permute(1, 2, 0)  # [H, d, P]
+        parts = [read, self.features.weight]
+        if c.inter_frame:
+            parts.append(self.difference.weight)
+        return ScoreFold(
+            columns=(torch.cat(parts) * self.video_norm.weight).T,
+            values=(value @ written).flatten(0, 1),
+            heads=c.heads,
+            token=self.token_head.weights,
+            frame=self.frame_head.weights,
+            eps=c.rms_norm_eps,
+            score_bound=c.score_bound,
+        )
+
+    def read_question(self, question: Tensor) -> Tensor:
+        """The slots `[Q, width]` that the video attends to.
+
+        Args:
+            question: `[L, D]` float.
+        """
+        z = self.question_norm(question.to(self.query.weight.dtype))
+        if not self.config.slots:
+            return torch.cat((self.null, self.slot_input(z)))
+        if not len(z):
+            return self.latents
+        split = (self.config.slot_heads, -1)
+        query = self.slot_query(self.latents).unflatten(1, split).transpose(0, 1)
+        key = self.slot_key(z).unflatten(1, split).transpose(0, 1)
+        value = self.slot_value(z).unflatten(1, split).transpose(0, 1)
+        logits = query @ key.transpose(1, 2) / math.sqrt(query.shape[-1])
+        mixed = (torch.softmax(logits, dim=-1) @ value).transpose(0, 1).flatten(1)
+        return self.latents + self.slot_output(mixed)
+
+    def _questions(self, prompt: Prompt) -> list[Tensor]:
+        rows, offsets = prompt.question_embeds, prompt.question_offsets
+        if offsets is None:
+            return [rows] * prompt.grid.num_videos
+        return [rows[begin:end] for begin, end in pairwise(offsets)]
+
+    def _check(self, prompt: Prompt) -> None:
+        if prompt.embeds.shape[1] != self.config.hidden_size:
+            raise WrongBaseModelError(
+                f"the prompt has hidden size {prompt.embeds.shape[1]}; the policy is for "
+                f"{self.config.base_model or 'a model'} of hidden size {self.config.hidden_size}"
+            )
+
+
+class _Head(nn.Module):
+    """A bias, SiLU, Linear, SiLU, Linear to one score."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.hidden = nn.Linear(width, width)
+        self.score = nn.Linear(width, 1)
+        nn.init.zeros_(self.hidden.bias)
+        nn.init.zeros_(self.score.bias)
+
+    @property
+    def weights(self) -> HeadWeights:
+        return HeadWeights(
+            self.bias, self.hidden.weight, self.hidden.bias, self.score.weight, self.score.bias
+        )

@@ -1,0 +1,262 @@
+"""`SelfAttentionPolicy`: the paper's policy, one decoder layer over the whole prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cacovid.errors import InvalidInputError, UnsupportedModelError, WrongBaseModelError
+from cacovid.policies.config import PolicyConfig
+from cacovid.policies.storage import StoredPolicy
+from cacovid.types import Prompt, Scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfAttentionConfig(PolicyConfig):
+    """Shape of a `SelfAttentionPolicy`: that of a decoder layer of its base model.
+
+    Args:
+        hidden_size: `D`.
+        num_attention_heads: Query heads.
+        num_key_value_heads: Key and value heads.
+        intermediate_size: Width of the layer's MLP.
+        rope_theta: Base of the rotary embedding.
+        rms_norm_eps: Epsilon of the norms.
+        head_size: Width of a head; None: `hidden_size / num_attention_heads`.
+    """
+
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    rope_theta: float = 1_000_000.0
+    rms_norm_eps: float = 1e-6
+    head_size: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_positive(
+            "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size"
+        )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise InvalidInputError(
+                f"num_attention_heads is {self.num_attention_heads} and num_key_value_heads "
+                f"{self.num_key_value_heads}; expected a multiple"
+            )
+        if self.hidden_size % 16 or self.hidden_size < 16:
+            raise InvalidInputError(
+                f"hidden_size is {self.hidden_size}; expected a multiple of 16: the heads narrow "
+                f"it to a sixteenth"
+            )
+        if self.head_size is None and self.hidden_size % self.num_attention_heads:
+            raise InvalidInputError(
+                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads "
+                f"{self.num_attention_heads}; give head_size"
+            )
+
+    @property
+    def head_width(self) -> int:
+        """Width of a head."""
+        return self.head_size or self.hidden_size // self.num_attention_heads
+
+
+class SelfAttentionPolicy(StoredPolicy):
+    """The policy of CaCoVID (arXiv 2602.01649; ALGORITHMS 1.1, "paper policy").
+
+    One decoder layer of the language model's architecture, without a causal mask, over the whole
+    embedded prompt with its original position ids; then, after one shared RMSNorm, a token head on
+    every video token and a frame head on the mean of every frame's tokens (the mean is taken
+    before the norm).
+
+    Args:
+        config: Its shape.
+    """
+
+    policy_type: ClassVar[str] = "self_attention"
+    config_class: ClassVar[type[PolicyConfig]] = SelfAttentionConfig
+    unused_weights: ClassVar[tuple[str, ...]] = ("mode_selection.",)
+
+    def __init__(self, config: SelfAttentionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList([_DecoderLayer(config)])
+        self.layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.token_compress = _narrowing(config.hidden_size)
+        self.frame_compress = _narrowing(config.hidden_size)
+
+    @classmethod
+    def from_language_model(cls, model: Any, **settings: Any) -> Self:
+        """A policy whose decoder layer starts as layer 0 of a model's language model.
+
+        Args:
+            model: A Hugging Face model with a Qwen2-like decoder (`self_attn` with biases on
+                queries, keys and values; `mlp` with a gate).
+            **settings: Further settings of `SelfAttentionConfig` (`base_model`, `policy_share`).
+
+        Raises:
+            UnsupportedModelError: if its layers hold other tensors.
+        """
+        base = model.config.get_text_config()
+        theta = (getattr(base, "rope_parameters", None) or {}).get("rope_theta")
+        config = SelfAttentionConfig(
+            hidden_size=base.hidden_size,
+            num_attention_heads=base.num_attention_heads,
+            num_key_value_heads=base.num_key_value_heads,
+            intermediate_size=base.intermediate_size,
+            rope_theta=float(theta if theta is not None else getattr(base, "rope_theta", 1e6)),
+            rms_norm_eps=base.rms_norm_eps,
+            head_size=getattr(base, "head_dim", None),
+            **settings,
+        )
+        policy = cls(config)
+        own = policy.layers[0].state_dict()
+        for module in model.modules():
+            layers = getattr(module, "layers", None)
+            if isinstance(layers, nn.ModuleList) and len(layers):
+                given = layers[0].state_dict()
+                if set(given) == set(own) and all(given[k].shape == own[k].shape for k in own):
+                    policy.layers[0].load_state_dict(given)
+                    return policy
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no decoder layer with the tensors "
+            f"{', '.join(sorted(own))}; expected a Qwen2-like language model"
+        )
+
+    def forward(self, prompt: Prompt) -> Scores:
+        """Scores of packed prompts, each of which is read on its own.
+
+        Args:
+            prompt: The embedded prompt, or several packed ones, on the policy's device.
+
+        Returns:
+            Scores in float32 (float64 for a policy in float64).
+
+        Raises:
+            WrongBaseModelError: if the prompt has another hidden size.
+            InvalidInputError: for position ids of several axes that differ.
+        """
+        c = self.config
+        if prompt.embeds.shape[1] != c.hidden_size:
+            raise WrongBaseModelError(
+                f"the prompt has hidden size {prompt.embeds.shape[1]}; the policy is for "
+                f"{c.base_model or 'a model'} of hidden size {c.hidden_size}"
+            )
+        hidden = prompt.embeds.to(self.layernorm.weight.dtype)
+        rotation = _rotation(prompt.position_ids, c, hidden.dtype)
+        offsets = prompt.prompt_offsets or (0, hidden.shape[0])
+        rows = torch.cat(
+            [
+                self.layers[0](hidden[a:b], (rotation[0][a:b], rotation[1][a:b]))
+                for a, b in pairwise(offsets)
+            ]
+        )
+        x = rows.index_select(0, prompt.video_index)
+        frames = torch.stack([part.mean(0) for part in x.split(list(prompt.grid.tokens_per_frame))])
+        token = self.token_compress(self.layernorm(x))
+        frame = self.frame_compress(self.layernorm(frames))
+        return Scores(_keep_minus_drop(token), _keep_minus_drop(frame))
+
+    def head_logits(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
+        """Both outputs (drop, keep) of the heads: `[N, 2]` and `[F, 2]`, for comparisons."""
+        kept: list[Tensor] = []
+        hooks = [
+            head.register_forward_hook(lambda _m, _i, out: kept.append(out))
+            for head in (self.token_compress, self.frame_compress)
+        ]
+        try:
+            self(prompt)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return kept[0], kept[1]
+
+
+class _DecoderLayer(nn.Module):
+    """Pre-norm attention and gated MLP, with the tensor names of Qwen2."""
+
+    def __init__(self, config: SelfAttentionConfig) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = _Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = _GatedMlp(config)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: SelfAttentionConfig) -> None:
+        super().__init__()
+        d, width = config.hidden_size, config.head_width
+        self.width = width
+        self.q_proj = nn.Linear(d, config.num_attention_heads * width)
+        self.k_proj = nn.Linear(d, config.num_key_value_heads * width)
+        self.v_proj = nn.Linear(d, config.num_key_value_heads * width)
+        self.o_proj = nn.Linear(config.num_attention_heads * width, d, bias=False)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        def split(projected: Tensor) -> Tensor:
+            return projected.unflatten(1, (-1, self.width)).transpose(0, 1)[None]
+
+        query = _rotate(split(self.q_proj(x)), rotation)
+        key = _rotate(split(self.k_proj(x)), rotation)
+        value = split(self.v_proj(x))
+        mixed = F.scaled_dot_product_attention(
+            query, key, value, enable_gqa=key.shape[1] != query.shape[1]
+        )
+        return self.o_proj(mixed[0].transpose(0, 1).flatten(1))
+
+
+class _GatedMlp(nn.Module):
+    def __init__(self, config: SelfAttentionConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def _narrowing(width: int) -> nn.Sequential:
+    """Linear D -> D/2 -> D/4 -> D/8 -> D/16 -> 2 with SiLU between."""
+    widths = [width, width // 2, width // 4, width // 8, width // 16, 2]
+    modules: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        modules += [nn.Linear(before, after), nn.SiLU()]
+    return nn.Sequential(*modules[:-1])
+
+
+def _rotation(
+    position_ids: Tensor, config: SelfAttentionConfig, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines `[S, width]` of the rotary embedding, computed in float64."""
+    if position_ids.dim() == 2:
+        if not bool((position_ids == position_ids[:1]).all()):
+            raise InvalidInputError(
+                f"position_ids {tuple(position_ids.shape)} differ between axes; this policy has a "
+                f"rotary embedding of one axis. Use a policy of a base model with one axis"
+            )
+        position_ids = position_ids[0]
+    half = config.head_width // 2
+    powers = torch.arange(half, device=position_ids.device, dtype=torch.float64) / half
+    angles = position_ids[:, None].double() * config.rope_theta**-powers
+    angles = torch.cat((angles, angles), dim=1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * rotation[0] + torch.cat((-second, first), dim=-1) * rotation[1]
+
+
+def _keep_minus_drop(logits: Tensor) -> Tensor:
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits[:, 1] - logits[:, 0]

@@ -1,0 +1,227 @@
+"""Policies on disk and on the Hub: `model.safetensors` and `config.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from huggingface_hub import ModelHubMixin
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from cacovid.errors import InvalidInputError, WrongBaseModelError
+from cacovid.policies.config import PolicyConfig
+from cacovid.types import Prompt, Scores
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+#: `policy_type` of config.json -> class.
+_TYPES: dict[str, type[StoredPolicy]] = {}
+
+
+class StoredPolicy(nn.Module, ModelHubMixin, library_name="cacovid", tags=["cacovid"]):
+    """A policy that can be stored: has a `config`, a `policy_type` and a `config_class`.
+
+    `save_pretrained`, `from_pretrained` and `push_to_hub` work as in `huggingface_hub`; weights are
+    safetensors only.
+    """
+
+    policy_type: ClassVar[str]
+    config_class: ClassVar[type[PolicyConfig]]
+    question_aware: ClassVar[bool] = True
+    #: Weights that a file may hold and that no score depends on.
+    unused_weights: ClassVar[tuple[str, ...]] = ()
+    config: Any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _TYPES[cls.policy_type] = cls
+
+    @property
+    def name(self) -> str:
+        """How tables call it."""
+        return self.policy_type
+
+    def __call__(self, prompt: Prompt) -> Scores:
+        """Scores of the prompt's video tokens and frames."""
+        return super().__call__(prompt)
+
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], **_: Any
+    ) -> None:
+        """Writes the weights and the configuration; each file whole or not at all.
+
+        Args:
+            save_directory: Made if it is not there.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.detach().cpu().contiguous() for name, value in self._own_weights()}
+        text = json.dumps({"policy_type": self.policy_type, **self.config.to_dict()}, indent=2)
+        _replace(folder / WEIGHTS, lambda path: save_file(weights, path))
+        _replace(folder / CONFIG, lambda path: path.write_text(text + "\n"))
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str], **hub: Any
+    ) -> Self:
+        """Reads a policy of this class from a directory or the Hub.
+
+        Args:
+            pretrained_model_name_or_path: Directory or Hub id.
+            **hub: `revision`, `token`, `cache_dir`, `local_files_only`.
+
+        Raises:
+            InvalidInputError: if files are missing or damaged, or hold another kind of policy.
+        """
+        policy = load_policy(pretrained_model_name_or_path, **hub)
+        if not isinstance(policy, cls):
+            raise InvalidInputError(
+                f"{str(pretrained_model_name_or_path)!r} holds a {type(policy).__name__}, not a "
+                f"{cls.__name__}; use cacovid.load_policy"
+            )
+        return policy
+
+    def load_weights(self, weights: dict[str, torch.Tensor], origin: str) -> None:
+        """Takes over weights, all of them.
+
+        Args:
+            weights: By name; may hold `unused_weights` besides.
+            origin: For messages: where they come from.
+
+        Raises:
+            InvalidInputError: for a tensor that is missing, not known or of another shape.
+        """
+        own = dict(self._own_weights())
+        given = {k: v for k, v in weights.items() if not k.startswith(self.unused_weights or "\0")}
+        missing, unknown = sorted(set(own) - set(given)), sorted(set(given) - set(own))
+        if missing or unknown:
+            raise InvalidInputError(
+                f"the weights of {origin} do not make a {type(self).__name__}: missing "
+                f"{_few(missing)}; not known {_few(unknown)}"
+            )
+        for name, value in own.items():
+            if given[name].shape != value.shape:
+                raise InvalidInputError(
+                    f"{name} of {origin} is {tuple(given[name].shape)}; the configuration says "
+                    f"{tuple(value.shape)}"
+                )
+        self.load_state_dict(given)
+
+    def _own_weights(self) -> list[tuple[str, torch.Tensor]]:
+        return list(self.state_dict().items())
+
+
+def load_policy(
+    name: str | PathLike[str],
+    base_model: str | nn.Module | None = None,
+    hidden_size: int | None = None,
+    **hub: Any,
+) -> StoredPolicy:
+    """Reads a policy of any kind.
+
+    Args:
+        name: Directory or Hub id (`owner/name`).
+        base_model: The model that it is to serve: its name, or the model itself (then its hidden
+            size counts too).
+        hidden_size: The model's hidden size.
+        **hub: `revision`, `token`, `cache_dir`, `local_files_only`.
+
+    Returns:
+        The policy, in evaluation mode, on the CPU.
+
+    Raises:
+        InvalidInputError: if files are missing or damaged, or of a kind that is not known.
+        WrongBaseModelError: if the policy is for another model or hidden size; both are named.
+    """
+    config_path = _file(name, CONFIG, hub)
+    try:
+        values = json.loads(config_path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"{config_path} is not JSON: {error}") from error
+    kind = values.get("policy_type") if isinstance(values, dict) else None
+    if kind not in _TYPES:
+        raise InvalidInputError(
+            f"{config_path} says policy_type {kind!r}; expected one of "
+            f"{', '.join(sorted(_TYPES))}. Is it a policy's folder, not a model's?"
+        )
+    cls = _TYPES[kind]
+    config = cls.config_class.from_dict(values)
+    check_base(config, str(name), base_model, hidden_size)
+    path = _file(name, WEIGHTS, hub)
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InvalidInputError(f"{path} is no whole safetensors file: {error}") from error
+    policy = cls(config)
+    policy.load_weights(weights, str(path))
+    return policy.eval()
+
+
+def check_base(
+    config: Any, name: str, base_model: str | nn.Module | None, hidden_size: int | None
+) -> None:
+    """Refuses a policy for another model.
+
+    Raises:
+        WrongBaseModelError: naming both models or both sizes.
+    """
+    wanted: Any = base_model
+    if isinstance(base_model, nn.Module):
+        own: Any = base_model.config
+        text = own.get_text_config() if hasattr(own, "get_text_config") else own
+        hidden_size = text.hidden_size if hidden_size is None else hidden_size
+        wanted = None
+    if wanted is not None and config.base_model is not None and config.base_model != wanted:
+        raise WrongBaseModelError(
+            f"the policy {name!r} is for {config.base_model!r}; it was asked for with "
+            f"{wanted!r}. Use it with its own base model, or train one for this model"
+        )
+    if hidden_size is not None and config.hidden_size != hidden_size:
+        raise WrongBaseModelError(
+            f"the policy {name!r} is for {config.base_model or 'a model'} of hidden size "
+            f"{config.hidden_size}; the model {wanted or ''} has hidden size {hidden_size}. Use it "
+            f"with its own base model, or train one for this model"
+        )
+
+
+def _file(name: str | PathLike[str], file: str, hub: dict[str, Any]) -> Path:
+    if Path(name).is_dir():
+        path = Path(name) / file
+        if not path.is_file():
+            raise InvalidInputError(
+                f"the policy directory {str(name)!r} has no {file}; expected {CONFIG} and {WEIGHTS}"
+            )
+        return path
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(str(name), file, **hub))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise InvalidInputError(
+            f"there is no policy directory {str(name)!r}, and {file} could not be had from the "
+            f"Hub: {error}"
+        ) from error
+
+
+def _replace(path: Path, write: Any) -> None:
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    try:
+        write(Path(temporary))
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _few(names: list[str]) -> str:
+    return (", ".join(names[:4]) + (" ..." if len(names) > 4 else "")) or "none"

@@ -1,0 +1,182 @@
+"""Scores of the fused policy from a question that is folded into the weights.
+
+ALGORITHMS 1.1, `CrossAttentionPolicy`: with `x̂ = RMSNorm(x)`, attention of a video token to the
+question's slots is `softmax(x̂ W_q kᵀ / sqrt(d))`. For a given question `W_q kᵀ` is a matrix of few
+columns, and RMSNorm is a factor of the row: everything that reads the video is one product
+`x @ columns`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cacovid.errors import InvalidInputError
+from cacovid.types import Grid
+
+
+class HeadWeights(NamedTuple):
+    """A bias, then Linear `P -> P`, SiLU, Linear `P -> 1`.
+
+    Args:
+        input_bias: `[P]`, added before the first SiLU.
+        hidden: `[P, P]`, as `torch.nn.Linear` stores it.
+        hidden_bias: `[P]`.
+        output: `[1, P]`.
+        output_bias: `[1]`.
+    """
+
+    input_bias: Tensor
+    hidden: Tensor
+    hidden_bias: Tensor
+    output: Tensor
+    output_bias: Tensor
+
+
+@dataclass(frozen=True)
+class ScoreFold:
+    """The question side of the fused policy, folded for one question.
+
+    Dimensions: `D` hidden size, `H` heads, `Q` slots, `P_t` token features, `P_f` frame features,
+    `P = P_t + P_f`.
+
+    Args:
+        columns: `[D, H*Q + P]`, or `[D, H*Q + 2*P]` with the inter-frame columns: head after head
+            `W_q kᵀ / sqrt(d)`, then `W_x`, then the projection whose difference to the previous
+            frame counts. The RMSNorm's weight is in them.
+        values: `[H*Q, P]`: `v W_o`.
+        heads: `H`.
+        token: Head of the token scores.
+        frame: Head of the frame scores.
+        eps: The RMSNorm's epsilon.
+        score_bound: Scores are `bound * tanh(score / bound)`; None: unbounded.
+    """
+
+    columns: Tensor
+    values: Tensor
+    heads: int
+    token: HeadWeights
+    frame: HeadWeights
+    eps: float = 1e-6
+    score_bound: float | None = None
+
+    @property
+    def features(self) -> int:
+        """`P`."""
+        return self.values.shape[1]
+
+    @property
+    def inter_frame(self) -> bool:
+        """Whether there are inter-frame columns."""
+        return self.columns.shape[1] == self.values.shape[0] + 2 * self.features
+
+
+def score(
+    video: Tensor,
+    fold: ScoreFold | Sequence[ScoreFold],
+    grid: Grid | Iterable[Sequence[int]],
+) -> tuple[Tensor, Tensor]:
+    """Token and frame scores of packed videos.
+
+    Runs in the fold's dtype, float32 or float64; lower precisions of `video` are widened.
+    Differentiable with respect to the fold's tensors and `video`. Deterministic.
+
+    Args:
+        video: `[N, D]` float, the video tokens' embeddings.
+        fold: The folded weights of the question; one for all videos, or one per video.
+        grid: The packed videos, a `Grid` or a list of `(t, h, w)`.
+
+    Returns:
+        Token scores `[N]` and frame scores `[F]`, in the fold's dtype.
+
+    Raises:
+        InvalidInputError: for shapes that do not fit the grid or the fold, or a number of folds
+            that is not the number of videos.
+    """
+    grid = Grid.of(grid)
+    folds = [fold] * grid.num_videos if isinstance(fold, ScoreFold) else list(fold)
+    if len(folds) != grid.num_videos:
+        raise InvalidInputError(
+            f"{len(folds)} folds were given for {grid.num_videos} videos; give one, or one each"
+        )
+    if video.dim() != 2 or video.shape[0] != grid.num_tokens:
+        raise InvalidInputError(
+            f"video is {tuple(video.shape)}; the grid {grid.sizes} has {grid.num_tokens} tokens: "
+            f"expected [{grid.num_tokens}, D]"
+        )
+    tokens, frames = [], []
+    for rows, size, own in zip(
+        video.split(list(grid.tokens_per_video)), grid.sizes, folds, strict=True
+    ):
+        token, frame = _score_video(rows, size, own)
+        tokens.append(token)
+        frames.append(frame)
+    return torch.cat(tokens), torch.cat(frames)
+
+
+def _score_video(x: Tensor, size: tuple[int, int, int], fold: ScoreFold) -> tuple[Tensor, Tensor]:
+    _check_fold(x, fold)
+    x = x.to(fold.columns.dtype)
+    slots, features = fold.values.shape
+    factor = torch.rsqrt(x.square().mean(dim=1, keepdim=True) + fold.eps)
+    z = (x @ fold.columns) * factor
+    attention = torch.softmax(z[:, :slots].unflatten(1, (fold.heads, -1)), dim=-1).flatten(1)
+    u = z[:, slots : slots + features] + attention @ fold.values
+    if fold.inter_frame:
+        u = u + difference_to_previous_frame(z[:, slots + features :], size[1] * size[2])
+    return heads(u, size[0], fold.token, fold.frame, fold.score_bound)
+
+
+def difference_to_previous_frame(projected: Tensor, tokens_per_frame: int) -> Tensor:
+    """`p_i - p_(i-n)`; in the first frame `p_i` itself.
+
+    Args:
+        projected: `[N, P]`, frame after frame.
+        tokens_per_frame: `n`.
+    """
+    before = F.pad(projected, (0, 0, tokens_per_frame, 0))[: projected.shape[0]]
+    return projected - before
+
+
+def heads(
+    u: Tensor, frames: int, token: HeadWeights, frame: HeadWeights, score_bound: float | None
+) -> tuple[Tensor, Tensor]:
+    """Token scores `[N]` and frame scores `[t]` from the features `u` `[N, P_t + P_f]`."""
+    width = token.input_bias.shape[0]
+    mean = u[:, width:].unflatten(0, (frames, -1)).mean(dim=1)
+    scores = _head(u[:, :width], token), _head(mean, frame)
+    if score_bound is None:
+        return scores
+    return tuple(score_bound * torch.tanh(s / score_bound) for s in scores)  # type: ignore[return-value]
+
+
+def _head(u: Tensor, weights: HeadWeights) -> Tensor:
+    hidden = F.silu(u + weights.input_bias)
+    hidden = F.silu(F.linear(hidden, weights.hidden, weights.hidden_bias))
+    return F.linear(hidden, weights.output, weights.output_bias)[:, 0]
+
+
+def _check_fold(x: Tensor, fold: ScoreFold) -> None:
+    slots, features = fold.values.shape
+    widths = (slots + features, slots + 2 * features)
+    if fold.columns.dim() != 2 or fold.columns.shape[1] not in widths or slots % fold.heads:
+        raise InvalidInputError(
+            f"the fold's columns are {tuple(fold.columns.shape)} for values "
+            f"{tuple(fold.values.shape)} and {fold.heads} heads; expected [D, H*Q + P], or "
+            f"[D, H*Q + 2*P] with inter-frame columns"
+        )
+    if fold.columns.shape[0] != x.shape[1]:
+        raise InvalidInputError(
+            f"video has hidden size {x.shape[1]}, the fold {fold.columns.shape[0]}; use the policy "
+            f"with its own base model"
+        )
+    split = (fold.token.input_bias.shape[0], fold.frame.input_bias.shape[0])
+    if sum(split) != features:
+        raise InvalidInputError(
+            f"the heads take {split[0]} and {split[1]} features; the fold has {features}"
+        )

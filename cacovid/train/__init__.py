@@ -1,0 +1,1 @@
+"""Training of policies: rollouts, rewards, objectives and the trainer."""

@@ -1,0 +1,172 @@
+"""The combinations of tokens that a frozen model is tried on.
+
+Token rollouts keep some tokens of every frame; frame rollouts keep a few frames, and inside them
+the density peaks (ALGORITHMS of CaCoVID, arXiv 2602.01649). `multinomial` and `uniform` are there
+for comparison: the same number of tokens, drawn without sub-spaces.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from cacovid import ops
+from cacovid.errors import InvalidInputError
+from cacovid.types import Grid, Prompt, Scores
+
+Sampler: TypeAlias = Literal["ocss", "multinomial", "uniform"]
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How rollouts are drawn.
+
+    Args:
+        token_rollouts: Rollouts over tokens, the greedy one included.
+        frame_rollouts: Rollouts over frames, the greedy one included; 0: none, the frame scores
+            are not trained.
+        sampler: `"ocss"`, or for comparison `"multinomial"` (the scores' softmax over a frame,
+            without replacement) or `"uniform"`.
+        subspace_factor: `lambda` of OCSS.
+        max_subspace_prob: Cap on a sub-space's probability; None: `clip(2/l, 0.1, 0.9)`.
+    """
+
+    token_rollouts: int = 23
+    frame_rollouts: int = 8
+    sampler: Sampler = "ocss"
+    subspace_factor: float = 2.0
+    max_subspace_prob: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.token_rollouts < 2:
+            raise InvalidInputError(
+                f"token_rollouts is {self.token_rollouts}; expected at least 2: advantages compare "
+                f"rollouts with each other"
+            )
+        if self.frame_rollouts < 0 or self.frame_rollouts == 1:
+            raise InvalidInputError(
+                f"frame_rollouts is {self.frame_rollouts}; expected 0 (none) or at least 2"
+            )
+        if self.sampler not in get_args(Sampler):
+            raise InvalidInputError(
+                f"sampler is {self.sampler!r}; expected one of {', '.join(get_args(Sampler))}"
+            )
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Masks of one sample's rollouts, `G` over tokens and `G'` over frames.
+
+    Args:
+        token_masks: `[G, N]` bool.
+        frame_masks: `[G', F]` bool: the drawn frames.
+        frame_token_masks: `[G', N]` bool: the tokens that the frame rollouts read.
+    """
+
+    token_masks: Tensor
+    frame_masks: Tensor
+    frame_token_masks: Tensor
+
+    @property
+    def read(self) -> Tensor:
+        """`[G + G', N]` bool: what the model reads, token rollouts first."""
+        return torch.cat((self.token_masks, self.frame_token_masks))
+
+
+def draw_rollouts(
+    scores: Scores, prompt: Prompt, ratio: float, settings: RolloutSettings, *, seed: int, draw: int
+) -> Rollouts:
+    """Draws the rollouts of one sample.
+
+    Args:
+        scores: The old scores of the sample's one video.
+        prompt: The sample's prompt.
+        ratio: Share of each frame's tokens to keep, in (0, 1].
+        settings: How.
+        seed: Of the sample: the same seed, draw and scores give the same masks on every machine.
+        draw: Number of the draw; every draw of a sample has its own random numbers.
+
+    Raises:
+        InvalidInputError: for a prompt of several videos, or frame rollouts without frame scores.
+    """
+    grid = prompt.grid
+    if grid.num_videos != 1:
+        raise InvalidInputError(
+            f"the prompt holds {grid.num_videos} videos; rollouts are drawn for one at a time"
+        )
+    token_masks = _token_masks(scores.token.detach(), grid, ratio, settings, seed, draw)
+    none = settings.frame_rollouts == 0
+    if not none and scores.frame is None:
+        raise InvalidInputError(
+            "frame rollouts need frame scores, which the policy does not give; set "
+            "frame_rollouts to 0"
+        )
+    if none or scores.frame is None:
+        no_frames = token_masks.new_zeros((0, grid.num_frames))
+        return Rollouts(token_masks, no_frames, token_masks[:0])
+    frame_scores = scores.frame.detach()
+    if settings.sampler == "uniform":
+        frame_scores = torch.zeros_like(frame_scores)
+    frame_masks = ops.frame_sample(
+        frame_scores, grid, ratio, settings.frame_rollouts, seed=seed, offset=draw
+    )
+    return Rollouts(token_masks, frame_masks, _inside(frame_masks, prompt, ratio))
+
+
+def _token_masks(
+    scores: Tensor, grid: Grid, ratio: float, settings: RolloutSettings, seed: int, draw: int
+) -> Tensor:
+    count = settings.token_rollouts
+    if settings.sampler == "ocss":
+        kept = ops.ocss_sample(
+            scores,
+            grid,
+            ratio,
+            count,
+            subspace_factor=settings.subspace_factor,
+            max_subspace_prob=settings.max_subspace_prob,
+            seed=seed,
+            offset=draw,
+        )
+    else:
+        if settings.sampler == "uniform":
+            scores = torch.zeros_like(scores)
+        kept = _plain_draws(scores, grid, ratio, count, seed, draw)
+    masks = torch.zeros((count, grid.num_tokens), dtype=torch.bool, device=scores.device)
+    return masks.scatter_(1, kept.long(), True)
+
+
+def _plain_draws(
+    scores: Tensor, grid: Grid, ratio: float, count: int, seed: int, draw: int
+) -> Tensor:
+    """`[G, K]`: tokens drawn without replacement by the softmax over each frame; first the top."""
+    frames = grid.num_frames
+    each = grid.tokens_per_frame[0]
+    keep = min(each, max(1, round(ratio * each)))
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + draw) % 2**63)
+    noise = torch.rand((count, frames, each), generator=generator, dtype=torch.float64)
+    # Gumbel top-k: a draw without replacement by the weights exp(score).
+    gumbel = -torch.log(-torch.log(noise.clamp_(min=1e-300)))
+    gumbel[0] = 0.0
+    keys = scores.double().cpu().view(1, frames, each) + gumbel
+    top = keys.topk(keep, dim=-1).indices.sort(dim=-1).values
+    begins = torch.arange(frames)[None, :, None] * each
+    return (top + begins).flatten(1).to(scores.device)
+
+
+def _inside(frame_masks: Tensor, prompt: Prompt, ratio: float) -> Tensor:
+    """`[G', N]`: density peaks inside the drawn frames, `round(r*n)*t` tokens in all."""
+    grid = prompt.grid
+    each = grid.tokens_per_frame[0]
+    budget = max(1, round(ratio * each)) * grid.num_frames
+    rows = prompt.video_embeds
+    masks = torch.zeros((len(frame_masks), grid.num_tokens), dtype=torch.bool, device=rows.device)
+    for number, frames in enumerate(frame_masks):
+        places = frames.repeat_interleave(each).nonzero().flatten()
+        count = min(budget, len(places))
+        peaks = ops.density_peaks(rows.index_select(0, places), count, neighbours=4)
+        masks[number, places.index_select(0, peaks)] = True
+    return masks
