@@ -80,16 +80,17 @@ BINDING = ("colour", "shape", "pattern")
 
 STAGES = (
     LanguageStage(1800, BINDING, 6, 0.0, (0.02, 0.02)),
-    LanguageStage(1500, EVERY_TYPE, 10, 0.3, (0.01, 0.1), auxiliary_weight=0.2),
+    LanguageStage(2500, BINDING, 8, 0.5, (0.01, 0.1)),
+    LanguageStage(3000, EVERY_TYPE, 12, 0.4, (0.01, 0.15), auxiliary_weight=0.2),
     LanguageStage(
-        4500,
+        2500,
         EVERY_TYPE,
         20,
         0.5,
         (0.03, 1.0),
         served=0.4,
         full_share=0.3,
-        random_share=0.3,
+        random_share=0.2,
         auxiliary_weight=0.2,
         final=0.02,
     ),
