@@ -112,6 +112,7 @@ class Question:
         options: The options' texts, in order; empty for an open question.
         items: Numbers of the asked-about objects.
         evidence: Flat tokens (ascending) that show them.
+        blanks: What fills the wording's blanks.
     """
 
     type: str
@@ -120,6 +121,7 @@ class Question:
     options: tuple[str, ...]
     items: tuple[int, ...]
     evidence: np.ndarray
+    blanks: tuple[str, ...] = ()
 
     @property
     def question_dependent(self) -> bool:
@@ -212,11 +214,12 @@ def word_question(
     if multiple_choice is None:
         multiple_choice = bool(rng.random() < 0.5)
     if not multiple_choice:
-        return Question(fact.type, text, fact.answer, (), fact.items, evidence)
+        return Question(fact.type, text, fact.answer, (), fact.items, evidence, fact.blanks)
     options = _options(fact, rng)
     listed = (f" {c}. {option}" for c, option in zip(LETTERS, options, strict=False))
     letter = LETTERS[options.index(fact.answer)]
-    return Question(fact.type, text + "".join(listed), letter, options, fact.items, evidence)
+    text += "".join(listed)
+    return Question(fact.type, text, letter, options, fact.items, evidence, fact.blanks)
 
 
 def _options(fact: Fact, rng: np.random.Generator) -> tuple[str, ...]:

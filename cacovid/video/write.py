@@ -66,6 +66,8 @@ def write_video(
     odd = bool(frames.shape[1] % 2 or frames.shape[2] % 2)
     layout = pixel_format or ("yuv444p" if odd else "yuv420p")
     settings = {"crf": str(crf)} if codec in _CRF_CODECS else {}
+    if codec == "libx264":
+        settings["mbtree"] = "0"  # with it the vector code gives another stream at each call
     settings.update(options or {})
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-", suffix=path.suffix)
     os.close(handle)

@@ -6,6 +6,7 @@ import pytest
 from cacovid.errors import InvalidInputError
 from cacovid.synthetic import SPLITS, make_scene, world
 from cacovid.synthetic.tiny.choices import CHOICES, object_tokens
+from cacovid.synthetic.tiny.data import through_h264
 
 SCENES = [make_scene(split, 0, index) for split in SPLITS for index in range(3)]
 
@@ -78,3 +79,11 @@ def test_bad_scenes_are_refused():
         make_scene("dev", 0, 0)
     with pytest.raises(InvalidInputError, match="must not be negative"):
         make_scene("test", 0, -1)
+
+
+def test_a_scene_is_the_same_file_at_every_call(tmp_path):
+    scene = make_scene("train", 5, 0)
+    files = {scene.write(tmp_path / f"{n}.mp4").read_bytes() for n in range(4)}
+    assert len(files) == 1
+    decoded = [through_h264(scene.rendering.frames) for _ in range(4)]
+    assert all((clip == decoded[0]).all() for clip in decoded)

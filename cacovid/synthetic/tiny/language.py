@@ -29,7 +29,7 @@ from cacovid.synthetic.questions import (
 )
 from cacovid.synthetic.tiny.checkpoint import load_checkpoint, save_checkpoint
 from cacovid.synthetic.tiny.data import Clip
-from cacovid.synthetic.tiny.model import TEXT_WIDTH
+from cacovid.synthetic.tiny.model import LATE_LAYERS, TEXT_WIDTH
 from cacovid.synthetic.tiny.tokenizer import END, START
 
 EVERY_TYPE = tuple(QUESTION_TYPES)
@@ -50,6 +50,8 @@ class LanguageStage:
         full_share, random_share: Shares of batches that keep all tokens, or that many at random
             without regard to the evidence.
         auxiliary_weight: Of the video tokens' own losses.
+        mention_weight: Of the losses of the words that name an object.
+        late_layers: Whether `LATE_LAYERS` are trained.
         rate: Of Muon; AdamW's is half of it. Warm-up over 50 steps, then a half cosine.
         final: The rate at the end, as a share of `rate`.
     """
@@ -63,6 +65,8 @@ class LanguageStage:
     full_share: float = 0.0
     random_share: float = 0.0
     auxiliary_weight: float = 0.0
+    mention_weight: float = 0.0
+    late_layers: bool = False
     rate: float = 2e-3
     final: float = 1.0
 
@@ -81,17 +85,29 @@ BINDING = ("colour", "shape", "pattern")
 STAGES = (
     LanguageStage(1800, BINDING, 6, 0.0, (0.02, 0.02)),
     LanguageStage(2500, BINDING, 8, 0.5, (0.01, 0.1)),
-    LanguageStage(3000, EVERY_TYPE, 12, 0.4, (0.01, 0.15), auxiliary_weight=0.2),
+    LanguageStage(1000, EVERY_TYPE, 12, 0.4, (0.01, 0.15), auxiliary_weight=0.2),
     LanguageStage(
         2500,
         EVERY_TYPE,
-        20,
+        12,
+        0.4,
+        (0.01, 0.15),
+        auxiliary_weight=0.2,
+        mention_weight=0.3,
+        late_layers=True,
+    ),
+    LanguageStage(
+        1300,
+        EVERY_TYPE,
+        16,
         0.5,
         (0.03, 1.0),
         served=0.4,
         full_share=0.3,
         random_share=0.2,
-        auxiliary_weight=0.2,
+        auxiliary_weight=0.1,
+        mention_weight=0.2,
+        late_layers=True,
         final=0.02,
     ),
 )
@@ -118,8 +134,19 @@ class LanguageRecipe:
     seed: int = 0
 
 
+#: Classes of what a mention is told of its object: columns 0 to 5 of `Clip.items`.
+MENTION_SIZES = (
+    len(world.COLOUR_NAMES),
+    len(world.SHAPES),
+    len(world.PATTERNS),
+    world.CLIP_FRAMES,
+    world.CLIP_FRAMES + 1,
+    len(world.DIRECTIONS),
+)
+
+
 class AuxiliaryHeads(nn.Module):
-    """What every video token is told, after the layer that can know it."""
+    """What video tokens, and words that name an object, are told after a layer that can know it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,6 +154,7 @@ class AuxiliaryHeads(nn.Module):
         self.age = nn.Linear(TEXT_WIDTH, 4)
         self.direction = nn.Linear(TEXT_WIDTH, len(world.DIRECTIONS))
         self.previous = nn.Linear(TEXT_WIDTH, len(world.COLOUR_NAMES) + 1)
+        self.mentions = nn.ModuleList(nn.Linear(TEXT_WIDTH, size) for size in MENTION_SIZES)
 
 
 class QuestionWriter:
@@ -145,10 +173,33 @@ class QuestionWriter:
         words = self.tokenizer.convert_tokens_to_ids([q.answer for q in questions])
         return [(t + self.tail, [w, self.end]) for t, w in zip(texts, words, strict=True)]
 
+    def mentions(self, question: Question, text: list[int]) -> list[tuple[int, int]]:
+        """`(place in the text, object)` of the last word of every name of one object.
+
+        Args:
+            question: The question.
+            text: Its token ids.
+        """
+        if question.type == "count":  # names a group
+            return []
+        found = []
+        for blank, item in zip(question.blanks, question.items, strict=False):
+            if question.type == "next" and item != question.items[0]:
+                continue
+            words = self.tokenizer.convert_tokens_to_ids(blank.split())
+            size = len(words)
+            begin = next(i for i in range(len(text)) if text[i : i + size] == words)
+            found.append((begin + size - 1, item))
+        return found
+
 
 @dataclass
 class Batch:
-    """Packed rows: prefix, kept video tokens, newline, then the questions one after another."""
+    """Packed rows: prefix, kept video tokens, newline, then the questions one after another.
+
+    `mention_at` `[mentions, 2]`: row and place of the last word that names an object;
+    `mention_of`: row and number of the object.
+    """
 
     embeds: Tensor
     mask: Tensor
@@ -158,6 +209,8 @@ class Batch:
     answer_ids: Tensor
     answer_weight: Tensor
     question_of: list[list[tuple[Question, int]]]
+    mention_at: Tensor
+    mention_of: list[tuple[int, int]]
 
 
 def build_batch(
@@ -181,6 +234,8 @@ def build_batch(
     lead = len(writer.prefix)
     rows, positions, blocks, answers = [], [], [], []
     asked: list[list[tuple[Question, int]]] = []
+    mention_at: list[tuple[int, int]] = []
+    mention_of: list[tuple[int, int]] = []
     for b, group in enumerate(questions):
         written = writer(group)
         count = lead + len(keep[b]) + 1
@@ -195,6 +250,9 @@ def build_batch(
             answers.append((b, first, answer[0], weight))
             answers.append((b, first + 1, answer[1], 0.1 * weight))
             spot.append((group[number], len(answers) - 2))
+            for place_of, item in writer.mentions(group[number], text):
+                mention_at.append((b, count + len(ids) + place_of))
+                mention_of.append((b, item))
             ids += text + answer
             size = len(text) + len(answer)
             place += range(base, base + size)
@@ -224,6 +282,8 @@ def build_batch(
         torch.tensor([i for _, _, i, _ in answers]),
         torch.tensor([w for *_, w in answers]),
         asked,
+        torch.tensor(mention_at, dtype=torch.int64).view(-1, 2),
+        mention_of,
     )
 
 
@@ -264,14 +324,14 @@ def choose_tokens(
 def auxiliary_loss(
     heads: AuxiliaryHeads, states: tuple[Tensor, ...], keep: list[np.ndarray], clips: list[Clip]
 ) -> Tensor:
-    """Dense losses on the video tokens' hidden states (time at 1, age at 2, the rest after 3)."""
+    """Dense losses on the video tokens' hidden states (after layers 1, 2 and 4)."""
     lead = 2
     early, middle, late, frame, age, direction, previous = [], [], [], [], [], [], []
     for b, (tokens, clip) in enumerate(zip(keep, clips, strict=True)):
         span = slice(lead, lead + len(tokens))
         early.append(states[1][b, span])
         middle.append(states[2][b, span])
-        late.append(states[3][b, span])
+        late.append(states[4][b, span])
         at = tokens // world.CELLS**2
         owner = clip.owner[tokens]
         row = clip.items[owner]
@@ -294,6 +354,25 @@ def auxiliary_loss(
         + loss(heads.direction, late, direction)
         + 0.5 * loss(heads.previous, late, previous)
     )
+
+
+def mention_loss(
+    heads: AuxiliaryHeads, states: tuple[Tensor, ...], batch: Batch, clips: list[Clip]
+) -> Tensor:
+    """Losses of the words that name an object: its look, its time (layer 4), its way (layer 5)."""
+    if not len(batch.mention_at):
+        return states[0].sum() * 0.0
+    rows = np.stack([clips[b].items[item] for b, item in batch.mention_of]).astype(np.int64)
+    labels = torch.from_numpy(rows)
+    row, place = batch.mention_at.unbind(1)
+    total = states[0].new_zeros((), dtype=torch.float32)
+    for column, head in enumerate(heads.mentions):
+        state = states[5 if column == 5 else 4][row, place].float()
+        truth = labels[:, column].where(labels[:, column] >= 0, torch.tensor(-100))
+        logits = head(state)
+        each = F.cross_entropy(logits, truth, ignore_index=-100, reduction="sum")
+        total = total + each / (truth >= 0).sum().clamp(min=1)
+    return total
 
 
 def draw_questions(
@@ -367,12 +446,15 @@ def _train_stage(
     validation: tuple[list[Clip], Tensor] | None,
 ) -> None:
     stage = recipe.stages[number - 1]
+    for number_of, layer in enumerate(model.model.language_model.layers):
+        layer.requires_grad_(stage.late_layers or number_of not in LATE_LAYERS)
     weights = [
-        *model.model.language_model.parameters(),
+        *(p for p in model.model.language_model.parameters() if p.requires_grad),
         *heads.parameters(),
         model.model.image_newline,
     ]
-    matrices = [p for p in model.model.language_model.layers.parameters() if p.ndim == 2]
+    layers = model.model.language_model.layers
+    matrices = [p for p in layers.parameters() if p.ndim == 2 and p.requires_grad]
     optimizers = _Optimizers(weights, matrices, recipe.weight_decay)
     path = folder / f"language-{number}.pt"
     modules = {"model": model, "heads": heads}
@@ -397,6 +479,10 @@ def _train_stage(
             aux = auxiliary_loss(heads, states, keep, group)
             told += f" auxiliary {aux.item():.3f}"
             loss = loss + stage.auxiliary_weight * aux
+        if stage.mention_weight:
+            named = mention_loss(heads, states, batch, group)
+            told += f" mentions {named.item():.3f}"
+            loss = loss + stage.mention_weight * named
         optimizers.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)

@@ -12,6 +12,11 @@ from cacovid.synthetic.tiny.tokenizer import END, IMAGE, PAD, VIDEO
 PATCH = 12
 VISION_WIDTH = 128
 TEXT_WIDTH = 192
+TEXT_LAYERS = 6
+
+#: Decoder layers that start by changing nothing (their output matrices are zero) and are trained
+#: in the later stages only: binding is learned sooner by four layers.
+LATE_LAYERS = (2, 4)
 
 
 def build_config(tokenizer: Any) -> Any:
@@ -31,7 +36,7 @@ def build_config(tokenizer: Any) -> Any:
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
         intermediate_size=512,
-        num_hidden_layers=4,
+        num_hidden_layers=TEXT_LAYERS,
         num_attention_heads=6,
         num_key_value_heads=6,
         max_position_embeddings=8192,
@@ -68,4 +73,8 @@ def build_model(tokenizer: Any, seed: int = 0) -> Any:
     embedding = model.get_input_embeddings().weight
     torch.nn.init.normal_(embedding, std=TEXT_WIDTH**-0.5)
     torch.nn.init.normal_(model.model.image_newline, std=TEXT_WIDTH**-0.5)
+    for number in LATE_LAYERS:
+        layer = model.model.language_model.layers[number]
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
     return model

@@ -1,0 +1,219 @@
+"""Rewards: a frozen model answers from the kept tokens, and its answer is marked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal, Protocol, TypeAlias, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cacovid import ops
+from cacovid.errors import InvalidInputError
+from cacovid.train.data import TrainingSample
+from cacovid.train.encoding import PreparedSample, SampleEncoder
+from cacovid.train.marking import extract_answer, mark
+from cacovid.train.packing import pad_rows
+from cacovid.types import Prompt
+
+RewardKind: TypeAlias = Literal["correct", "probability", "log_probability"]
+FreeText: TypeAlias = Literal["generate", "forced"]
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """What rollouts earned.
+
+    Args:
+        value: `[G]` float32, what the objective reads.
+        correct: `[G]` float32 in [0, 1]: the marks, which the dynamic ratio reads. With a graded
+            reward of free text, whether greedy decoding would give the solution.
+    """
+
+    value: Tensor
+    correct: Tensor
+
+
+class RewardBackend(Protocol):
+    """Where rewards come from: a local model, or anything that answers prompts."""
+
+    def prepare(self, sample: TrainingSample) -> PreparedSample:
+        """Reads and embeds a sample; raises `VideoReadError` for a video that cannot be read."""
+        ...
+
+    def __call__(self, prepared: PreparedSample, rollouts: Tensor) -> Rewards:
+        """Rewards of `[G, N]` masks or `[G, K]` token indices, on the prompt's device."""
+        ...
+
+
+class LocalReward:
+    """The frozen model on this machine.
+
+    Multiple choice is answered by one forward over the letters of the options; free text by
+    greedy generation, or by one teacher-forced forward. All rollouts of a call run as one ragged
+    batch (cut at `batch_tokens`), from vision features that were computed once.
+
+    Args:
+        encoder: Embeds the samples; holds the model and its processor.
+        kind: `"correct"`: the mark. `"probability"`, `"log_probability"` (graded): of the right
+            letter among the letters, or the mean over the solution's tokens.
+        free_text: `"generate"`: greedy decoding, then the mark. `"forced"`: 1 if greedy decoding
+            would give exactly the solution and then stop, told by one forward; the same for
+            answers that are either right or wrong, and faster.
+        max_new_tokens: Of a generated answer.
+        batch_tokens: Prompt tokens of one forward.
+
+    Raises:
+        InvalidInputError: for an unknown `kind` or `free_text`.
+    """
+
+    def __init__(
+        self,
+        encoder: SampleEncoder,
+        kind: RewardKind = "correct",
+        free_text: FreeText = "generate",
+        max_new_tokens: int = 64,
+        batch_tokens: int = 32_768,
+    ) -> None:
+        for name, value, known in (("kind", kind, RewardKind), ("free_text", free_text, FreeText)):
+            if value not in get_args(known):
+                raise InvalidInputError(
+                    f"{name} is {value!r}; expected one of {', '.join(get_args(known))}"
+                )
+        self.encoder = encoder
+        self.kind = kind
+        self.free_text = free_text
+        self.max_new_tokens = max_new_tokens
+        self.batch_tokens = batch_tokens
+        self._tokenizer = encoder.processor.tokenizer
+
+    @property
+    def model(self) -> Any:
+        """The frozen model."""
+        return self.encoder.model
+
+    def prepare(self, sample: TrainingSample) -> PreparedSample:
+        """Reads and embeds a sample."""
+        return self.encoder(sample)
+
+    @torch.no_grad()
+    def __call__(self, prepared: PreparedSample, rollouts: Tensor) -> Rewards:
+        """Rewards of `[G, N]` masks or `[G, K]` token indices of one sample."""
+        packed = ops.pack_rollouts(prepared.prompt, rollouts)
+        parts = [self._part(prepared.sample, part) for part in _cut(packed, self.batch_tokens)]
+        return Rewards(
+            torch.cat([part.value for part in parts]), torch.cat([p.correct for p in parts])
+        )
+
+    def _part(self, sample: TrainingSample, packed: Prompt) -> Rewards:
+        if sample.problem_type == "multiple choice":
+            return self._choice(sample, packed)
+        if self.kind != "correct" or self.free_text == "forced":
+            return self._forced(sample, packed)
+        return self._generated(sample, packed)
+
+    def _choice(self, sample: TrainingSample, packed: Prompt) -> Rewards:
+        letters = [chr(ord("A") + i) for i in range(len(sample.options))]
+        right = letters.index(extract_answer(sample.solution)[:1].upper())
+        ids = [self._tokenizer(x, add_special_tokens=False).input_ids[0] for x in letters]
+        logits = self._logits(packed, None)[:, -1, ids]
+        log_probability = torch.log_softmax(logits, dim=-1)[:, right]
+        correct = (logits.argmax(dim=-1) == right).float()
+        return self._graded(log_probability, correct)
+
+    def _forced(self, sample: TrainingSample, packed: Prompt) -> Rewards:
+        ids = self._tokenizer(extract_answer(sample.solution), add_special_tokens=False).input_ids
+        ids = torch.tensor([*ids, self._end_id()], device=packed.embeds.device)
+        answer = self.model.get_input_embeddings()(ids[:-1])
+        logits = self._logits(packed, answer)
+        target = ids.expand(logits.shape[0], -1)
+        each = -F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
+        correct = (logits.argmax(dim=-1) == target).all(dim=1).float()
+        return self._graded(each.mean(dim=1), correct)
+
+    def _generated(self, sample: TrainingSample, packed: Prompt) -> Rewards:
+        rows = pad_rows(packed)
+        pad = self._tokenizer.pad_token_id
+        # Embeddings serve the prefill, ids everything else; see the adapters.
+        ids = torch.full(rows.attention_mask.shape, pad, device=packed.embeds.device)
+        out = self.model.generate(
+            input_ids=ids,
+            inputs_embeds=rows.embeds,
+            attention_mask=rows.attention_mask,
+            position_ids=rows.position_ids,
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=pad,
+        )
+        new = self._tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+        marks = [mark(text, sample.solution, sample.problem_type) for text in new]
+        correct = torch.tensor(marks, dtype=torch.float32, device=packed.embeds.device)
+        return Rewards(correct, correct)
+
+    def _logits(self, packed: Prompt, answer: Tensor | None) -> Tensor:
+        """`[G, A + 1, vocabulary]` float32: after the prompt and after each answer token."""
+        rows = pad_rows(packed, answer)
+        count = 1 if answer is None else answer.shape[0] + 1
+        out = self.model(
+            inputs_embeds=rows.embeds,
+            attention_mask=rows.attention_mask,
+            position_ids=rows.position_ids,
+            logits_to_keep=count,
+            use_cache=False,
+        )
+        return out.logits.float()
+
+    def _graded(self, log_probability: Tensor, correct: Tensor) -> Rewards:
+        if self.kind == "correct":
+            return Rewards(correct, correct)
+        value = log_probability.exp() if self.kind == "probability" else log_probability
+        return Rewards(value.float(), correct)
+
+    def _end_id(self) -> int:
+        ends = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        end = ends[0] if isinstance(ends, (list, tuple)) else ends
+        return int(self._tokenizer.eos_token_id if end is None else end)
+
+
+def _cut(packed: Prompt, batch_tokens: int) -> Sequence[Prompt]:
+    """Packed prompts in parts of at most `batch_tokens` (padded), at least one prompt each."""
+    offsets = packed.prompt_offsets or (0, packed.embeds.shape[0])
+    lengths = [b - a for a, b in pairwise(offsets)]
+    parts: list[Prompt] = []
+    first = 0
+    while first < len(lengths):
+        last, longest = first, 0
+        while last < len(lengths):
+            longest = max(longest, lengths[last])
+            if last > first and longest * (last - first + 1) > batch_tokens:
+                break
+            last += 1
+        parts.append(_prompts(packed, offsets, first, last))
+        first = last
+    return parts
+
+
+def _prompts(packed: Prompt, offsets: Sequence[int], first: int, last: int) -> Prompt:
+    if first == 0 and last == len(offsets) - 1:
+        return packed
+    begin, end = offsets[first], offsets[last]
+    # Only what a decoder reads; video and question have no say any more.
+    video = packed.video_index[(packed.video_index >= begin) & (packed.video_index < end)]
+    grid = type(packed.grid)([(1, 1, int(video.numel()))])
+    return Prompt(
+        embeds=packed.embeds[begin:end],
+        position_ids=packed.position_ids[..., begin:end],
+        video_index=video - begin,
+        question_index=packed.question_index[:0],
+        grid=grid,
+        prompt_offsets=tuple(o - begin for o in offsets[first : last + 1]),
+    )
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """Evaluation mode, no gradients; the model itself."""
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,312 @@
+"""The loop that trains a policy, whatever the objective."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cacovid.errors import CacovidError, InvalidInputError, MissingDependencyError, VideoReadError
+from cacovid.policies import StoredPolicy
+from cacovid.train.checkpoint import last_checkpoint, read_checkpoint, write_checkpoint
+from cacovid.train.data import Samples, TrainingSample
+from cacovid.train.encoding import PreparedSample
+from cacovid.train.monitor import collapse, describe_scores
+from cacovid.train.objective import Objective
+from cacovid.train.packing import pack_prompts, split_scores
+from cacovid.train.settings import TrainerSettings
+
+#: Called after every step with its number and the log entry (None between entries).
+OnStep = Callable[[int, dict[str, float] | None], None]
+
+
+class TrainingError(CacovidError, RuntimeError):
+    """A run that cannot go on; the message names the sample."""
+
+
+class Trainer:
+    """Trains a policy on samples by an objective; the frozen model stays outside.
+
+    A *step* is a group of samples: each is prepared once and gets all its updates. Every sample's
+    rollouts hang on the seed and its place in the order only, so that a run gives the same policy
+    on any number of processes up to rounding, and a resumed run the same bits.
+
+    Args:
+        policy: The policy, on the device of the frozen model. Trained in place.
+        objective: How a sample teaches.
+        samples: What to learn from; taken in a new order each epoch.
+        settings: Settings.
+        folder: Checkpoints, logs and the result go here.
+        pretrained: Prefixes of the names of weights that start as the language model's own.
+        trackers: Further trackers of Accelerate, e.g. `["tensorboard"]`; a log of JSON lines is
+            always written.
+        on_step: Called after every step.
+        on_warning: Called with what should be looked at.
+
+    Raises:
+        MissingDependencyError: without `accelerate`.
+    """
+
+    def __init__(
+        self,
+        policy: StoredPolicy,
+        objective: Objective,
+        samples: Samples,
+        settings: TrainerSettings,
+        folder: Path,
+        *,
+        pretrained: tuple[str, ...] = (),
+        trackers: tuple[str, ...] = (),
+        on_step: OnStep | None = None,
+        on_warning: Callable[[str], None] | None = None,
+    ) -> None:
+        if not len(samples):
+            raise InvalidInputError("there is no sample to train on")
+        self.policy = policy
+        self.objective = objective
+        self.samples = samples
+        self.settings = settings
+        self.folder = Path(folder)
+        self.on_step = on_step
+        self.on_warning = on_warning or (lambda text: None)
+        self.unreadable: list[tuple[str, str]] = []
+        self.log: list[dict[str, float]] = []
+        self._collapsed = False
+        self._accelerator = _accelerator(settings, trackers, self.folder)
+        groups = _parameter_groups(policy, settings, pretrained)
+        self._optimizer = torch.optim.AdamW(
+            groups, lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        total = settings.steps * objective.updates
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer, lambda update: _rate(update, total, settings)
+        )
+        self._model: Any = self._accelerator.prepare_model(policy)
+        if trackers:
+            self._accelerator.init_trackers("cacovid")
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes."""
+        return bool(self._accelerator.is_main_process)
+
+    def resume(self) -> int:
+        """Takes up at the last checkpoint of the folder; returns the steps done (0: none)."""
+        path = last_checkpoint(self.folder / "checkpoints")
+        if path is None:
+            return 0
+        state = read_checkpoint(path, self.policy)
+        if state["steps"] != self.settings.steps or state["seed"] != self.settings.seed:
+            raise InvalidInputError(
+                f"{path} is of a run of {state['steps']} steps with seed {state['seed']}; this one "
+                f"has {self.settings.steps} and {self.settings.seed}. Use the same configuration, "
+                f"or another output folder"
+            )
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self.unreadable = [tuple(entry) for entry in state["unreadable"]]
+        _cut_log(self.folder / "log.jsonl", state["step"])
+        return int(state["step"])
+
+    def train(self, first: int = 0, last: int | None = None) -> None:
+        """Runs the steps from `first` on, up to `last` or the end.
+
+        Raises:
+            TrainingError: for a loss that is no number, or too many unreadable videos.
+        """
+        steps = self.settings.steps if last is None else min(last, self.settings.steps)
+        metrics: list[dict[str, float]] = []
+        for step in range(first, steps):
+            metrics += self._step(step)
+            entry = None
+            if (step + 1) % self.settings.log_every == 0 or step + 1 == self.settings.steps:
+                entry = self._write_log(step + 1, metrics)
+                metrics = []
+            if (step + 1) % self.settings.checkpoint_every == 0 or step + 1 == self.settings.steps:
+                self.save(step + 1)
+            if self.on_step is not None:
+                self.on_step(step + 1, entry)
+        if steps == self.settings.steps:
+            self._accelerator.end_training()
+
+    def save(self, step: int) -> None:
+        """Writes a checkpoint; after the last step the policy itself too (`folder/policy`)."""
+        if self.is_main:
+            state = {
+                "optimizer": self._optimizer.state_dict(),
+                "schedule": self._schedule.state_dict(),
+                "unreadable": [list(entry) for entry in self.unreadable],
+                "steps": self.settings.steps,
+                "seed": self.settings.seed,
+            }
+            write_checkpoint(
+                self.folder / "checkpoints", step, self.policy, state,
+                self.settings.keep_checkpoints,
+            )  # fmt: skip
+            if step == self.settings.steps:
+                self.policy.save_pretrained(self.folder / "policy")
+        self._accelerator.wait_for_everyone()
+
+    def group(self, step: int) -> list[tuple[int, TrainingSample]]:
+        """The samples of a step on this process, each with its place in the whole run."""
+        each, world = self.settings.samples_per_step, self._accelerator.num_processes
+        begin = step * each * world + self._accelerator.process_index * each
+        return [(place, self._at(place)) for place in range(begin, begin + each)]
+
+    def _at(self, place: int) -> TrainingSample:
+        epoch, index = divmod(place, len(self.samples))
+        return self.samples[self.samples.order(self.settings.seed, epoch)[index]]
+
+    def _step(self, step: int) -> list[dict[str, float]]:
+        prepared: list[tuple[int, PreparedSample]] = []
+        for place, sample in self.group(step):
+            try:
+                prepared.append((place, self.objective.prepare(sample)))
+            except VideoReadError as error:
+                self.unreadable.append((sample.id, str(error)))
+                self.on_warning(f"skipped {sample.id}: {error}")
+        self._stop_if_unreadable(step)
+        count = int(self._reduce(float(len(prepared))))
+        progress = [
+            self.objective.begin(p, self.settings.seed * 1_000_003 + place) for place, p in prepared
+        ]
+        told: list[dict[str, float]] = []
+        for number in range(self.objective.updates):
+            loss, metrics = self._losses([p for _, p in prepared], progress, count)
+            self._accelerator.backward(loss)
+            norm = self._accelerator.clip_grad_norm_(
+                self._model.parameters(), self.settings.max_grad_norm
+            )
+            if not math.isfinite(float(norm)):
+                names = ", ".join(p.sample.id for _, p in prepared)
+                raise TrainingError(
+                    f"the gradient is {float(norm)} at step {step + 1}, update {number + 1}, "
+                    f"samples {names}; the last checkpoint is as it was"
+                )
+            self._optimizer.step()
+            self._schedule.step()
+            self._optimizer.zero_grad(set_to_none=True)
+            for entry in metrics:
+                entry["gradient_norm"] = float(norm)
+            told += metrics
+        return told
+
+    def _losses(
+        self, prepared: list[PreparedSample], progress: list[Any], count: int
+    ) -> tuple[Tensor, list[dict[str, float]]]:
+        """This process's part of the mean loss, scaled so that DDP's mean over processes fits."""
+        if not prepared:  # the others wait for this process's gradients
+            nothing = torch.stack([p.sum() for p in self.policy.parameters()]).sum()
+            return nothing * 0.0, []
+        prompts = [p.prompt for p in prepared]
+        packed = pack_prompts(prompts)
+        scores = self._model(packed)
+        described = describe_scores(scores, packed.grid)
+        self._warn_of_collapse(described)
+        losses, metrics = [], []
+        for own, state, sample in zip(
+            split_scores(scores, prompts), progress, prepared, strict=True
+        ):
+            update = self.objective.update(own, state)
+            if not math.isfinite(float(update.loss.detach())):
+                raise TrainingError(
+                    f"the loss of sample {sample.sample.id} is {float(update.loss.detach())}; the "
+                    f"last checkpoint is as it was. Look at the sample's video and scores "
+                    f"({described}), or lower the learning rate"
+                )
+            losses.append(update.loss)
+            metrics.append({**update.metrics, **described, "loss": float(update.loss.detach())})
+        world = self._accelerator.num_processes
+        return torch.stack(losses).sum() * (world / max(1, count)), metrics
+
+    def _reduce(self, value: float) -> float:
+        tensor = torch.tensor(value, device=self._accelerator.device)
+        return float(self._accelerator.reduce(tensor, reduction="sum"))
+
+    def _write_log(self, step: int, metrics: list[dict[str, float]]) -> dict[str, float]:
+        names = sorted({name for entry in metrics for name in entry})
+        entry: dict[str, float] = {"step": step}
+        for name in names:
+            values = [m[name] for m in metrics if name in m]
+            entry[name] = sum(values) / len(values)
+        entry["learning_rate"] = float(self._schedule.get_last_lr()[0])
+        entry["unreadable"] = float(len(self.unreadable))
+        self.log.append(entry)
+        if self.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.folder / "log.jsonl", "a") as file:
+                file.write(json.dumps(entry) + "\n")
+        self._accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=step)
+        return entry
+
+    def _warn_of_collapse(self, described: dict[str, float]) -> None:
+        text = collapse(described)
+        if text is not None and not self._collapsed:
+            self.on_warning(text)
+        self._collapsed = text is not None
+
+    def _stop_if_unreadable(self, step: int) -> None:
+        seen = (step + 1) * self.settings.samples_per_step
+        failed = len(self.unreadable)
+        if seen >= 20 and failed > self.settings.max_unreadable * seen:
+            shown = "\n".join(f"  {name}: {reason}" for name, reason in self.unreadable[:50])
+            raise TrainingError(
+                f"{failed} of {seen} samples have unreadable videos, more than the share "
+                f"{self.settings.max_unreadable} that is allowed (max_unreadable):\n{shown}"
+            )
+
+
+def _accelerator(settings: TrainerSettings, trackers: tuple[str, ...], folder: Path) -> Any:
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise MissingDependencyError(
+            "training needs accelerate; install cacovid[train]"
+        ) from error
+    return Accelerator(
+        mixed_precision=settings.mixed_precision,
+        log_with=list(trackers) or None,
+        project_dir=str(folder),
+    )
+
+
+def _parameter_groups(
+    policy: StoredPolicy, settings: TrainerSettings, pretrained: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    rate = settings.learning_rate
+    own = [p for name, p in policy.named_parameters() if not name.startswith(pretrained or "\0")]
+    taken = [p for name, p in policy.named_parameters() if name.startswith(pretrained or "\0")]
+    groups = [{"params": own, "lr": rate}]
+    if taken:
+        groups.append({"params": taken, "lr": rate * settings.pretrained_rate_factor})
+    return groups
+
+
+def _rate(update: int, total: int, settings: TrainerSettings) -> float:
+    warm = max(1, round(settings.warmup * total))
+    if update < warm:
+        return (update + 1) / warm
+    share = (update - warm) / max(1, total - warm)
+    fall = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    return settings.final_rate + (1 - settings.final_rate) * fall
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drops entries after `step`, which the resumed run writes again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError):
+            continue  # a line cut off by a kill
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(line + "\n" for line in kept))
+    part.replace(path)

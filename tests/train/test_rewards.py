@@ -1,0 +1,119 @@
+"""Rewards against the model's own answers to prompts that `prune_inputs` makes."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from cacovid.errors import InvalidInputError
+from cacovid.train.marking import mark
+from cacovid.train.rewards import LocalReward
+from cacovid.types import Selection
+
+
+@pytest.fixture(scope="module")
+def masks():
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.tensor([[0.01, 0.1, 0.5, 0.02, 1.0]]).T
+    masks = torch.rand((5, 576), generator=generator) < shares
+    masks[:, 0] = True
+    return masks
+
+
+def one_by_one(model, encoder, sample, masks, tokens):
+    """Greedy answers from prompts shortened by the adapter, one at a time, with their logits."""
+    texts, logits = [], []
+    for mask in masks:
+        keep = mask.nonzero().flatten()
+
+        inputs = encoder._inputs(encoder.read_frames(sample), sample.problem)
+        embedded = encoder._adapter.embed(model, inputs)
+        selection = Selection(keep, embedded.prompt.grid, (len(keep),))
+        pruned = encoder._adapter.prune(embedded, selection)
+        out = model.generate(**pruned, max_new_tokens=tokens, do_sample=False)
+        new = out[0, pruned["input_ids"].shape[1] :]
+        texts.append(encoder.processor.tokenizer.decode(new, skip_special_tokens=True))
+        names = ("inputs_embeds", "attention_mask", "position_ids")
+        with torch.no_grad():
+            logits.append(model(**{n: pruned[n] for n in names}).logits[0, -1].float())
+    return texts, torch.stack(logits)
+
+
+def choice(samples):
+    return next(s for s in samples if s.options)
+
+
+def open_question(samples):
+    return next(s for s in samples if not s.options)
+
+
+def test_letters_are_those_of_one_prompt_at_a_time(model, encoder, samples, masks):
+    sample = choice(samples)
+    prepared = encoder(sample)
+    _, logits = one_by_one(model, encoder, sample, masks, 1)
+    letters = [chr(ord("A") + i) for i in range(len(sample.options))]
+    ids = encoder.processor.tokenizer.convert_tokens_to_ids(letters)
+    log = torch.log_softmax(logits[:, ids], dim=1)[:, letters.index(sample.solution)]
+    for kind, expected in (
+        ("log_probability", log),
+        ("probability", log.exp()),
+        ("correct", (logits[:, ids].argmax(1) == letters.index(sample.solution)).float()),
+    ):
+        for batch_tokens in (10_000, 700):
+            rewards = LocalReward(encoder, kind=kind, batch_tokens=batch_tokens)(prepared, masks)
+            torch.testing.assert_close(rewards.value, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_generated_answers_are_marked(model, encoder, samples, masks):
+    sample = open_question(samples)
+    texts, _ = one_by_one(model, encoder, sample, masks, 3)
+    assert len(set(texts)) > 1
+    sample = dataclasses.replace(sample, solution=texts[1], problem_type="exact")
+    prepared = encoder(sample)
+    rewards = LocalReward(encoder, max_new_tokens=3)(prepared, masks)
+    assert rewards.value.tolist() == [mark(text, texts[1], "exact") for text in texts]
+    assert 0.0 < float(rewards.value.mean()) < 1.0
+
+
+def test_forced_answers_are_what_greedy_decoding_would_say(model, encoder, samples, masks):
+    sample = open_question(samples)
+    _, logits = one_by_one(model, encoder, sample, masks, 1)
+    said = encoder.processor.tokenizer.convert_ids_to_tokens(logits.argmax(1))
+    sample = dataclasses.replace(sample, solution=said[1])
+    forced = LocalReward(encoder, free_text="forced")(encoder(sample), masks)
+    graded = LocalReward(encoder, kind="log_probability")(encoder(sample), masks)
+    first = torch.tensor([word == said[1] for word in said])
+    assert bool((forced.correct.bool() <= first).all())
+    assert bool((graded.value < 0).all()) and torch.equal(graded.correct, forced.correct)
+
+
+def test_the_vision_tower_runs_once_per_video(model, encoder, samples):
+    from cacovid.train.encoding import SampleEncoder
+
+    reads = []
+
+    def read(sample):
+        reads.append(sample.id)
+        return encoder.read_frames(sample)
+
+    own = SampleEncoder(model, encoder.processor, read, cached_videos=1)
+    first, second = samples[0], samples[1]
+    assert first.video_key == second.video_key != samples[4].video_key
+    a = own(first)
+    b = own(second)
+    again = own(first)
+    assert reads == [first.id]
+    assert torch.equal(a.prompt.embeds, again.prompt.embeds)
+    assert torch.equal(a.prompt.video_embeds, b.prompt.video_embeds)
+    assert a.sample.problem != b.sample.problem
+    fresh = SampleEncoder(model, encoder.processor, encoder.read_frames, cached_videos=0)(second)
+    assert torch.equal(fresh.prompt.embeds, b.prompt.embeds)
+    own(samples[4])
+    own(first)
+    assert len(reads) == 3
+
+
+@pytest.mark.parametrize("settings", [{"kind": "best"}, {"free_text": "guess"}])
+def test_unknown_settings(encoder, settings):
+    with pytest.raises(InvalidInputError, match="expected one of"):
+        LocalReward(encoder, **settings)
