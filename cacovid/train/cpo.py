@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cacovid import ops
+from cacovid.train.data import TrainingSample
 from cacovid.train.encoding import PreparedSample
 from cacovid.train.objective import Progress, Update
 from cacovid.train.replay import RatioSettings, Replay
@@ -54,6 +55,10 @@ class CPO:
     def updates(self) -> int:
         """Updates of a sample."""
         return self.settings.updates
+
+    def prepare(self, sample: TrainingSample) -> PreparedSample:
+        """Reads and embeds a sample."""
+        return self.reward.prepare(sample)
 
     def begin(self, prepared: PreparedSample, seed: int) -> Progress:
         """What the updates of one sample share."""

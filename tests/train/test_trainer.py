@@ -1,0 +1,278 @@
+"""The loop: learns, resumes bit for bit, shares work between processes, stops where it must."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cacovid.errors import InvalidInputError, VideoReadError
+from cacovid.train.cpo import CPO, CPOSettings
+from cacovid.train.replay import RatioSettings
+from cacovid.train.rewards import Rewards
+from cacovid.train.rollouts import RolloutSettings
+from cacovid.train.settings import TrainerSettings
+from cacovid.train.trainer import Trainer, TrainingError
+
+SETTINGS = CPOSettings(
+    rollouts=RolloutSettings(token_rollouts=6, frame_rollouts=3),
+    ratio=RatioSettings(base=0.1),
+    updates=2,
+)
+
+
+class SeesToken:
+    """Rewards rollouts that keep a token of the middle frames; needs no answer of a model."""
+
+    def __init__(self, encoder):
+        self.prepare = encoder
+
+    def __call__(self, prepared, rollouts):
+        hit = rollouts[:, 250:290].any(dim=1).float()
+        return Rewards(hit, hit)
+
+
+@pytest.fixture
+def objective(encoder):
+    return CPO(SeesToken(encoder), SETTINGS)
+
+
+def trainer(policy, objective, samples, folder, **settings):
+    values = {
+        "steps": 4, "learning_rate": 1e-3, "checkpoint_every": 2, "log_every": 1, "seed": 3,
+    } | settings  # fmt: skip
+    return Trainer(policy, objective, samples, TrainerSettings(**values), folder)
+
+
+def weights(policy):
+    return {name: value.clone() for name, value in policy.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_writes_log_checkpoints_and_policy(policy, objective, samples, tmp_path):
+    import cacovid
+
+    before = weights(policy)
+    run = trainer(policy, objective, samples, tmp_path)
+    run.train()
+    assert not same(before, weights(policy))
+    entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == [1, 2, 3, 4]
+    for name in (
+        "reward", "ratio", "zero_variance", "token_spread", "token_entropy", "frame_spread",
+        "loss", "gradient_norm", "learning_rate", "unreadable",
+    ):  # fmt: skip
+        assert name in entries[0], name
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        "step-000002", "step-000004",
+    ]  # fmt: skip
+    assert same(weights(cacovid.load_policy(tmp_path / "policy")), weights(policy))
+
+
+def test_rewards_of_the_right_tokens_raise_their_scores(policy, encoder, samples, tmp_path):
+    settings = dataclasses.replace(SETTINGS, updates=4, ratio=RatioSettings(base=0.05))
+    prompts = [encoder(sample).prompt for sample in samples[:4]]
+
+    def margin():
+        with torch.no_grad():
+            scores = [policy(prompt).token for prompt in prompts]
+        return sum(float(s[250:290].mean() - s.mean()) for s in scores)
+
+    before = margin()
+    objective = CPO(SeesToken(encoder), settings)
+    trainer(policy, objective, samples, tmp_path, steps=15, learning_rate=3e-3).train()
+    assert margin() > before + 0.05
+
+
+@pytest.mark.parametrize("stop_at", [2, 3])
+def test_a_resumed_run_ends_with_the_same_bits(
+    policy, objective, samples, tmp_path, stop_at
+):
+    import copy
+
+    other = copy.deepcopy(policy)
+    trainer(policy, objective, samples, tmp_path / "through").train()
+    trainer(other, objective, samples, tmp_path / "stopped").train(last=stop_at)
+    fresh = copy.deepcopy(other)
+    with torch.no_grad():
+        for value in fresh.parameters():
+            value.zero_()
+    again = trainer(fresh, objective, samples, tmp_path / "stopped")
+    assert again.resume() == 2
+    again.train(first=2)
+    assert same(weights(policy), weights(fresh))
+    logs = [(tmp_path / name / "log.jsonl").read_text() for name in ("through", "stopped")]
+    assert logs[0] == logs[1]
+
+
+def test_a_run_of_other_settings_is_not_resumed(policy, objective, samples, tmp_path):
+    trainer(policy, objective, samples, tmp_path).train(last=2)
+    with pytest.raises(InvalidInputError, match="run of 4 steps with seed 3; this one has 9"):
+        trainer(policy, objective, samples, tmp_path, steps=9).resume()
+
+
+def test_nothing_to_resume(policy, objective, samples, tmp_path):
+    assert trainer(policy, objective, samples, tmp_path).resume() == 0
+
+
+def test_a_loss_that_is_no_number_names_the_sample(policy, encoder, samples, tmp_path):
+    class Broken(SeesToken):
+        def __call__(self, prepared, rollouts):
+            rewards = super().__call__(prepared, rollouts)
+            return Rewards(rewards.value * float("nan"), rewards.correct)
+
+    run = trainer(policy, CPO(Broken(encoder), SETTINGS), samples, tmp_path)
+    with pytest.raises(TrainingError, match=r"the loss of sample train/5/\d/\d is nan"):
+        run.train()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_unreadable_videos_are_skipped_listed_and_stop_the_run(
+    policy, encoder, samples, tmp_path
+):
+    bad = {samples[1].id}
+
+    class Unreadable(SeesToken):
+        def __init__(self):
+            self.prepare = self._prepare
+
+        def _prepare(self, sample):
+            if sample.id in bad:
+                raise VideoReadError(f"{sample.id}: truncated")
+            return encoder(sample)
+
+    warnings = []
+    objective = CPO(Unreadable(), SETTINGS)
+    run = Trainer(
+        policy, objective, samples,
+        TrainerSettings(steps=len(samples), learning_rate=1e-3, max_unreadable=0.2),
+        tmp_path, on_warning=warnings.append,
+    )  # fmt: skip
+    run.train()
+    assert [name for name, _ in run.unreadable] == [samples[1].id]
+    assert any("truncated" in text for text in warnings)
+    bad.update(sample.id for sample in samples)
+    with pytest.raises(TrainingError, match=r"(?s)samples have unreadable videos.*truncated") as error:
+        trainer(policy, objective, samples, tmp_path / "b", steps=40).train()
+    assert samples[2].id in str(error.value)
+
+
+def test_a_collapse_is_told(policy, objective, samples, tmp_path):
+    with torch.no_grad():
+        policy.token_head.score.weight.zero_()
+    warnings = []
+    run = trainer(policy, objective, samples, tmp_path)
+    run.on_warning = warnings.append
+    run.train(last=1)
+    assert len(warnings) == 1 and "all alike" in warnings[0]
+
+
+_SCRIPT = """
+import json, sys, torch
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+torch.set_num_threads(1)
+from cacovid import CrossAttentionConfig, CrossAttentionPolicy
+from cacovid.models.processing import VideoProcessor, VideoSettings
+from cacovid.synthetic.tiny.model import build_model
+from cacovid.synthetic.tiny.tokenizer import build_tokenizer
+from cacovid.train.cpo import CPO, CPOSettings
+from cacovid.train.data import embedded_samples, read_sample_frames
+from cacovid.train.encoding import SampleEncoder
+from cacovid.train.replay import RatioSettings
+from cacovid.train.rewards import LocalReward, freeze
+from cacovid.train.rollouts import RolloutSettings
+from cacovid.train.settings import TrainerSettings
+from cacovid.train.trainer import Trainer
+
+tokenizer = build_tokenizer()
+model = freeze(build_model(tokenizer))
+processor = VideoProcessor(tokenizer, VideoSettings(144, 144, num_image_tokens=144))
+encoder = SampleEncoder(model, processor, read_sample_frames)
+reward = LocalReward(encoder, kind="log_probability")
+rollouts = RolloutSettings(token_rollouts=6, frame_rollouts=3)
+objective = CPO(reward, CPOSettings(rollouts, RatioSettings(base=0.1), updates=2))
+torch.manual_seed(0)
+policy = CrossAttentionPolicy(
+    CrossAttentionConfig(hidden_size=192, slots=4, slot_width=16, head_size=8)
+)
+settings = TrainerSettings(
+    steps=3, samples_per_step={each}, learning_rate=1e-3, checkpoint_every=1, log_every=1
+)
+run = Trainer(policy, objective, embedded_samples("train", 5, 2, 4), settings, Path({folder!r}))
+run.train(run.resume())
+"""
+
+
+def _script(folder: Path, each: int) -> list[str]:
+    text = _SCRIPT.format(tests=str(Path(__file__).parent), each=each, folder=str(folder))
+    path = folder.with_suffix(".py")
+    path.write_text(text)
+    return [str(path)]
+
+
+def _environment():
+    root = str(Path(__file__).resolve().parents[2])
+    # `accelerate launch --cpu` starts one process, or asks for MPI; this starts two, with gloo.
+    return os.environ | {
+        "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+        "ACCELERATE_USE_CPU": "true",
+    }  # fmt: skip
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_learn_what_one_does(tmp_path):
+    import cacovid
+
+    launch = [
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+        "--main_process_port", "0",
+    ]  # fmt: skip
+    one = [sys.executable, *_script(tmp_path / "one", 2)]
+    two = [*launch, *_script(tmp_path / "two", 1)]
+    for command in (one, two):
+        done = subprocess.run(command, env=_environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    logs = [
+        [json.loads(line) for line in (tmp_path / n / "log.jsonl").read_text().splitlines()]
+        for n in ("one", "two")
+    ]
+    norms = [[entry["gradient_norm"] for entry in log] for log in logs]
+    # The same gradients; later steps differ by what Adam makes of the last bits.
+    assert norms[0][0] == pytest.approx(norms[1][0], rel=1e-6) and norms[0][0] > 0
+    assert norms[0] == pytest.approx(norms[1], rel=1e-2)
+    a, b = (cacovid.load_policy(tmp_path / name / "policy") for name in ("one", "two"))
+    start = cacovid.CrossAttentionPolicy(a.config)
+    assert any(not torch.equal(v, start.state_dict()[n]) for n, v in a.state_dict().items())
+    for name, value in a.state_dict().items():
+        torch.testing.assert_close(value, b.state_dict()[name], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
+    import cacovid
+
+    through = subprocess.run(
+        [sys.executable, *_script(tmp_path / "through", 1)], env=_environment(), check=True
+    )
+    assert through.returncode == 0
+    command = [sys.executable, *_script(tmp_path / "killed", 1)]
+    process = subprocess.Popen(command, env=_environment())
+    first = tmp_path / "killed" / "checkpoints" / "step-000001"
+    while not first.exists() and process.poll() is None:
+        os.sched_yield()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "policy").exists()
+    subprocess.run(command, env=_environment(), check=True)
+    a, b = (cacovid.load_policy(tmp_path / name / "policy") for name in ("through", "killed"))
+    assert same(weights(a), weights(b))
