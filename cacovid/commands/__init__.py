@@ -14,6 +14,8 @@ from cacovid.commands.ask import Ask
 from cacovid.commands.common import Command
 from cacovid.commands.demo import Demo
 from cacovid.commands.doctor import Doctor
+from cacovid.commands.filter import Filter
+from cacovid.commands.train import Train
 
 DESCRIPTION = (
     "Keep the video tokens that contribute to a correct answer to this question. "
@@ -31,6 +33,8 @@ def parse(arguments: Sequence[str]) -> Command:
         Annotated[Ask, tyro.conf.subcommand("ask")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+        | Annotated[Filter, tyro.conf.subcommand("filter")]
+        | Annotated[Train, tyro.conf.subcommand("train")]
     )
     return tyro.cli(
         commands,

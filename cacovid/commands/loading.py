@@ -35,7 +35,7 @@ def load_model(
     if device is not None:
         _check_device(device)
     if not debug:
-        _quiet_libraries()
+        quiet_libraries()
     import cacovid
 
     try:
@@ -65,7 +65,8 @@ def _check_device(name: str) -> None:
         raise InvalidInputError(f"--device is {name!r}, but there are only {count} GPUs, from 0")
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
+    """Turns off the libraries' own bars and messages."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

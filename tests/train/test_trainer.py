@@ -160,7 +160,8 @@ def test_unreadable_videos_are_skipped_listed_and_stop_the_run(
     assert [name for name, _ in run.unreadable] == [samples[1].id]
     assert any("truncated" in text for text in warnings)
     bad.update(sample.id for sample in samples)
-    with pytest.raises(TrainingError, match=r"(?s)samples have unreadable videos.*truncated") as error:
+    match = r"(?s)samples have unreadable videos.*truncated"
+    with pytest.raises(TrainingError, match=match) as error:
         trainer(policy, objective, samples, tmp_path / "b", steps=40).train()
     assert samples[2].id in str(error.value)
 

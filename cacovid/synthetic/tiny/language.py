@@ -90,14 +90,14 @@ STAGES = (
         2500,
         EVERY_TYPE,
         12,
-        0.4,
+        0.5,
         (0.01, 0.15),
         auxiliary_weight=0.2,
         mention_weight=0.3,
         late_layers=True,
     ),
     LanguageStage(
-        1300,
+        1200,
         EVERY_TYPE,
         16,
         0.5,
@@ -134,7 +134,7 @@ class LanguageRecipe:
     seed: int = 0
 
 
-#: Classes of what a mention is told of its object: columns 0 to 5 of `Clip.items`.
+#: Classes of what a mention is told of its object: columns 0 to 5 of `Clip.items`, and the place.
 MENTION_SIZES = (
     len(world.COLOUR_NAMES),
     len(world.SHAPES),
@@ -142,6 +142,7 @@ MENTION_SIZES = (
     world.CLIP_FRAMES,
     world.CLIP_FRAMES + 1,
     len(world.DIRECTIONS),
+    len(world.PLACES),
 )
 
 
@@ -324,14 +325,14 @@ def choose_tokens(
 def auxiliary_loss(
     heads: AuxiliaryHeads, states: tuple[Tensor, ...], keep: list[np.ndarray], clips: list[Clip]
 ) -> Tensor:
-    """Dense losses on the video tokens' hidden states (after layers 1, 2 and 4)."""
+    """Dense losses on the video tokens' hidden states (after layers 1, 2 and 3)."""
     lead = 2
     early, middle, late, frame, age, direction, previous = [], [], [], [], [], [], []
     for b, (tokens, clip) in enumerate(zip(keep, clips, strict=True)):
         span = slice(lead, lead + len(tokens))
         early.append(states[1][b, span])
         middle.append(states[2][b, span])
-        late.append(states[4][b, span])
+        late.append(states[3][b, span])
         at = tokens // world.CELLS**2
         owner = clip.owner[tokens]
         row = clip.items[owner]
@@ -356,18 +357,33 @@ def auxiliary_loss(
     )
 
 
+def place_of(clip: Clip, item: int) -> int:
+    """Quarter of the frame (an index of `world.PLACES`) that an object's centre is in, on average.
+
+    -100 where no token shows it.
+    """
+    tokens = np.flatnonzero(clip.owner == item)
+    if not len(tokens):
+        return -100
+    cell = tokens % world.CELLS**2
+    cells = np.stack([cell % world.CELLS, cell // world.CELLS], axis=1)
+    x, y = (cells + 0.5 + clip.offset[tokens]).mean(axis=0) > world.CELLS / 2
+    return world.PLACES.index(("bottom" if y else "top") + ("right" if x else "left"))
+
+
 def mention_loss(
     heads: AuxiliaryHeads, states: tuple[Tensor, ...], batch: Batch, clips: list[Clip]
 ) -> Tensor:
-    """Losses of the words that name an object: its look, its time (layer 4), its way (layer 5)."""
+    """Losses of the words that name an object, after layer 4: its look, time, way and place."""
     if not len(batch.mention_at):
         return states[0].sum() * 0.0
-    rows = np.stack([clips[b].items[item] for b, item in batch.mention_of]).astype(np.int64)
+    known = [(*clips[b].items[item][:6], place_of(clips[b], item)) for b, item in batch.mention_of]
+    rows = np.array(known, dtype=np.int64)
     labels = torch.from_numpy(rows)
     row, place = batch.mention_at.unbind(1)
     total = states[0].new_zeros((), dtype=torch.float32)
     for column, head in enumerate(heads.mentions):
-        state = states[5 if column == 5 else 4][row, place].float()
+        state = states[4][row, place].float()
         truth = labels[:, column].where(labels[:, column] >= 0, torch.tensor(-100))
         logits = head(state)
         each = F.cross_entropy(logits, truth, ignore_index=-100, reduction="sum")

@@ -1,0 +1,70 @@
+"""`cacovid filter`: drop the questions that need no video."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import arg
+
+from cacovid.commands.common import Command, write_json, write_line
+from cacovid.commands.progress import progress, steps_bar
+
+
+@dataclass
+class Filter(Command):
+    """Drop the questions that the model answers rightly without the video: they teach nothing.
+
+    Writes the list of kept ids, for `kept:` in the data section of a training configuration. A
+    stopped run goes on where it was.
+
+    Example: cacovid filter bench/configs/tiny-cross-attention.yaml kept.json
+    """
+
+    config: Annotated[tyro.conf.Positional[Path], arg(metavar="CONFIG")]
+    """Training configuration: its model and its data."""
+    output: Annotated[tyro.conf.Positional[Path], arg(metavar="KEPT")]
+    """The list to write (JSON)."""
+    json: bool = False
+    """Print one JSON object on standard output, and nothing else there."""
+
+    def run(self) -> None:
+        """Filters, and prints how many questions are left."""
+        import torch
+
+        from cacovid.commands.loading import quiet_libraries
+        from cacovid.models.defaults import model_location
+        from cacovid.models.processing import load_processor
+        from cacovid.models.storage import load_whole
+        from cacovid.train.config import read_config
+        from cacovid.train.filtering import BlindReader, filter_blind
+        from cacovid.train.rewards import freeze
+        from cacovid.train.run import read_data
+
+        config = read_config(self.config)
+        if not self.debug:
+            quiet_libraries()
+        with progress(2) as shown:
+            shown.stage("data")
+            samples = read_data(config.data)
+            shown.stage("model")
+            location = model_location(config.model)
+            device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+            dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+            model = freeze(load_whole(location, dtype).to(device))
+        reader = BlindReader(model, load_processor(location), config.reward.max_new_tokens)
+        with steps_bar("Reading without video", len(samples)) as bar:
+            found = filter_blind(samples, reader, self.output, lambda done: bar.step(done, None))
+        if self.json:
+            write_json(
+                {
+                    "kept": len(found.kept),
+                    "dropped": len(found.dropped),
+                    "skipped": len(samples.skipped),
+                    "list": str(self.output),
+                }
+            )
+            return
+        write_line(f"kept {len(found.kept):,} of {len(samples):,} questions: {self.output}")

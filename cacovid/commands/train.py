@@ -1,0 +1,156 @@
+"""`cacovid train`: a policy, from one configuration file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import arg
+
+from cacovid.commands.common import Command, UsageError, write_json, write_line
+from cacovid.commands.progress import progress, steps_bar
+
+
+@dataclass
+class Train(Command):
+    """Train a policy by rewards of a frozen model (CPO), as a configuration file says.
+
+    Example: cacovid train bench/configs/tiny-cross-attention.yaml
+
+    On several GPUs: accelerate launch -m cacovid train CONFIG
+    """
+
+    config: Annotated[tyro.conf.Positional[Path], arg(metavar="CONFIG")]
+    """YAML or JSON file; see docs/training.md."""
+    resume: bool = False
+    """Go on from the last checkpoint in the output folder; the result is the same, bit for bit."""
+    dry_run: bool = False
+    """Load everything, do one step without writing, and tell sizes and memory."""
+    json: bool = False
+    """Print one JSON object on standard output, and nothing else there."""
+
+    def run(self) -> None:
+        """Trains, and prints the evaluation before and after."""
+        from cacovid.commands.loading import quiet_libraries
+        from cacovid.train.config import read_config
+        from cacovid.train.run import prepare
+
+        config = read_config(self.config)
+        output = Path(config.output)
+        if not self.resume and not self.dry_run and (output / "checkpoints").exists():
+            raise UsageError(
+                f"{output} holds checkpoints of an earlier run; give --resume to go on with it, "
+                f"or name another output folder"
+            )
+        if not self.debug:
+            quiet_libraries()
+        with progress(2) as shown:
+            run = prepare(config, shown.stage)
+        self._tell_skipped(run.samples)
+        if self.dry_run:
+            self._dry_run(run)
+            return
+        with steps_bar("Training", config.training.steps) as bar:
+            trainer = run.trainer(on_step=bar.step, on_warning=bar.note)
+            first = trainer.resume() if self.resume else 0
+            before = _stored(output / "before.json") if first else None
+            if before is None and trainer.is_main:
+                bar.note("evaluating greedy selection before training")
+                before = _evaluate(run, output / "before.json")
+            trainer.train(first)
+            if not trainer.is_main:
+                return
+            bar.note("evaluating greedy selection after training")
+            after = _evaluate(run, output / "after.json")
+        self._report(run, trainer, before, after)
+
+    def _tell_skipped(self, samples: Any) -> None:
+        import sys
+
+        for row, reason in samples.skipped[:20]:
+            sys.stderr.write(f"left out {row}: {reason}\n")
+        if len(samples.skipped) > 20:
+            sys.stderr.write(f"left out {len(samples.skipped) - 20} rows more\n")
+
+    def _dry_run(self, run: Any) -> None:
+        import tempfile
+        from dataclasses import replace
+
+        from cacovid.train.estimate import estimate_memory
+
+        prepared = run.reward.prepare(run.samples[0])
+        memory = estimate_memory(
+            run.reward.model,
+            run.policy,
+            run.config.reward.batch_tokens,
+            prepared.prompt.embeds.shape[0] * run.config.training.samples_per_step,
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            settings = replace(run.config.training, steps=1, checkpoint_every=1)
+            run.config = replace(run.config, training=settings, output=folder)
+            entry: list[dict[str, float]] = []
+            trainer = run.trainer(on_step=lambda step, log: entry.append(log or {}))
+            trainer.train(0)
+        facts = {
+            "samples": len(run.samples),
+            "skipped": len(run.samples.skipped),
+            "video_tokens": prepared.prompt.grid.num_tokens,
+            "policy_weights": sum(p.numel() for p in run.policy.parameters()),
+            "memory": memory,
+            "reward": entry[-1].get("reward"),
+        }
+        if self.json:
+            write_json(facts)
+            return
+        write_line(f"samples          {facts['samples']:,} (left out: {facts['skipped']:,})")
+        write_line(f"video tokens     {facts['video_tokens']:,} in the first sample")
+        write_line(f"policy weights   {facts['policy_weights']:,}")
+        for name, size in memory.items():
+            write_line(f"memory, {name:<9}{size / 2**20:,.0f} MiB")
+        write_line("one step was done; nothing was written")
+
+    def _report(self, run: Any, trainer: Any, before: Any, after: Any) -> None:
+        retention = run.config.evaluation.retention
+        policy = Path(run.config.output) / "policy"
+        if self.json:
+            write_json(
+                {
+                    "policy": str(policy),
+                    "retention": retention,
+                    "before": before,
+                    "after": after,
+                    "unreadable": len(trainer.unreadable),
+                }
+            )
+            return
+        if before is not None and after is not None:
+            write_line(
+                f"greedy selection at {retention:.0%}, {after['questions']} held-out questions: "
+                f"{before['accuracy']:.3f} before, {after['accuracy']:.3f} after"
+            )
+        if trainer.unreadable:
+            write_line(f"unreadable videos: {len(trainer.unreadable)}")
+        write_line(f"policy: {policy}")
+
+
+def _evaluate(run: Any, path: Path) -> dict[str, Any] | None:
+    import json
+    import os
+
+    result = run.evaluate()
+    if result is None:
+        return None
+    facts = {"accuracy": result.accuracy, "questions": len(result.marks)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(facts) + "\n")
+    os.replace(part, path)
+    return facts
+
+
+def _stored(path: Path) -> dict[str, Any] | None:
+    import json
+
+    return json.loads(path.read_text()) if path.exists() else None

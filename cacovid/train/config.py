@@ -1,0 +1,235 @@
+"""The configuration of a training run: a YAML or JSON file as nested dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cacovid.errors import InvalidInputError, MissingDependencyError
+from cacovid.train.cpo import CPOSettings
+from cacovid.train.rewards import FreeText, RewardKind
+from cacovid.train.settings import TrainerSettings
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PolicySection:
+    """What is trained.
+
+    Args:
+        type: `"cross_attention"` or `"self_attention"`.
+        settings: Settings of the policy's configuration; the hidden size is the model's.
+        from_language_model: For `self_attention`: start as layer 0 of the language model.
+        start: Directory or Hub id of a policy to go on from, in place of all the above.
+    """
+
+    type: str = "cross_attention"
+    settings: dict[str, Any] = field(default_factory=dict)
+    from_language_model: bool = True
+    start: str | None = None
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """What is learned from: a Video-R1-style file, or scenes of the embedded task.
+
+    Args:
+        file: JSON or JSON lines; None: the embedded task.
+        video_root: Where its videos lie; None: the file's folder.
+        kept: List of ids that `cacovid filter` wrote.
+        split: Of the embedded task.
+        seed: Of the embedded task's scenes.
+        scenes: How many.
+        per_scene: Questions on each.
+        first: Index of the first scene.
+        max_frames: Frames of a video at most; None: as the model says.
+        fps: Frames a second at most; None: as the model says.
+        max_skipped: Greatest share of unusable rows.
+    """
+
+    file: str | None = None
+    video_root: str | None = None
+    kept: str | None = None
+    split: str = "train"
+    seed: int = 0
+    scenes: int = 1000
+    per_scene: int = 4
+    first: int = 0
+    max_frames: int | None = None
+    fps: float | None = None
+    max_skipped: float = 0.5
+
+
+@dataclass(frozen=True)
+class RewardSection:
+    """How answers are marked; see `cacovid.train.rewards.LocalReward`."""
+
+    kind: RewardKind = "correct"
+    free_text: FreeText = "generate"
+    max_new_tokens: int = 64
+    batch_tokens: int = 32_768
+    cached_videos: int = 64
+
+
+@dataclass(frozen=True)
+class EvaluationSection:
+    """Greedy selection on held-out questions, before and after.
+
+    Args:
+        questions: How many; 0: none.
+        retention: Share of the tokens kept.
+        file: As in `data`; None: the embedded task's validation scenes.
+        video_root: As in `data`.
+        seed: Of the embedded task's scenes.
+    """
+
+    questions: int = 200
+    retention: float = 0.1
+    file: str | None = None
+    video_root: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Args:
+        output: Folder of the checkpoints, the log and the policy.
+        model: `"tiny"`, a directory, or a Hub id: the frozen model.
+        device: Where to run; None: CUDA where there is one.
+        dtype: Of the frozen model; None: float32 on a CPU, bfloat16 elsewhere.
+        policy: What is trained.
+        data: What is learned from.
+        reward: How answers are marked.
+        cpo: The objective.
+        training: The loop.
+        evaluation: What it is judged by.
+        trackers: Accelerate's trackers besides the log of JSON lines, e.g. `[tensorboard]`.
+    """
+
+    output: str
+    model: str = "tiny"
+    device: str | None = None
+    dtype: str | None = None
+    policy: PolicySection = field(default_factory=PolicySection)
+    data: DataSection = field(default_factory=DataSection)
+    reward: RewardSection = field(default_factory=RewardSection)
+    cpo: CPOSettings = field(default_factory=CPOSettings)
+    training: TrainerSettings = field(default_factory=TrainerSettings)
+    evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+    trackers: tuple[str, ...] = ()
+
+
+def read_config(path: str | PathLike[str]) -> TrainConfig:
+    """Reads a configuration file.
+
+    Args:
+        path: YAML (`.yaml`, `.yml`) or JSON. Paths in it are relative to the working folder.
+
+    Raises:
+        InvalidInputError: for a file that cannot be read, an entry that is not known (with the
+            nearest known one), or a value of the wrong kind.
+        MissingDependencyError: for YAML without pyyaml.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise InvalidInputError(f"{path} cannot be read: {error}") from error
+    return build(TrainConfig, _parse(text, path), str(path))
+
+
+def _parse(text: str, path: Path) -> Any:
+    if path.suffix == ".json":
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InvalidInputError(f"{path} is not JSON: {error}") from error
+    try:
+        import yaml
+    except ImportError as error:
+        raise MissingDependencyError(
+            "YAML configurations need pyyaml; install cacovid[train]"
+        ) from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidInputError(f"{path} is not YAML: {error}") from error
+
+
+def build(cls: type[T], values: Any, where: str) -> T:
+    """A dataclass from nested dictionaries, every entry checked.
+
+    Args:
+        cls: The dataclass.
+        values: What the file says.
+        where: For messages: the file, and the section.
+
+    Raises:
+        InvalidInputError: naming the entry, what it was, and what was expected.
+    """
+    if not isinstance(values, dict):
+        raise InvalidInputError(f"{where} is {values!r}; expected entries with names")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = [name for name in values if name not in fields]
+    if unknown:
+        near = difflib.get_close_matches(str(unknown[0]), fields, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise InvalidInputError(
+            f"{where}: {unknown[0]!r} is not known{hint}; expected {', '.join(fields)}"
+        )
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise InvalidInputError(f"{where}: {missing[0]!r} is missing")
+    given = {name: _value(hints[name], v, f"{where}: {name}") for name, v in values.items()}
+    return cls(**given)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return build(hint, value, where)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _value(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise InvalidInputError(
+                f"{where} is {value!r}; expected one of {', '.join(map(str, arguments))}"
+            )
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise InvalidInputError(f"{where} is {value!r}; expected a list")
+        return tuple(_value(arguments[0], v, where) for v in value)
+    if origin is dict or hint is dict:
+        if not isinstance(value, dict):
+            raise InvalidInputError(f"{where} is {value!r}; expected entries with names")
+        return value
+    if hint is float and isinstance(value, str):
+        try:  # YAML reads 1e-6 as text
+            return float(value)
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise InvalidInputError(f"{where} is {value!r}; expected {hint.__name__}")
+    return value

@@ -1,0 +1,132 @@
+"""The blind-test filter: questions that need no video teach nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cacovid.errors import InvalidInputError
+from cacovid.train.data import Samples, TrainingSample
+from cacovid.train.marking import extract_answer, mark
+from cacovid.train.wording import word_problem
+
+#: A mark from which a blind answer counts as right.
+BLIND_RIGHT = 0.99
+
+
+class BlindReader:
+    """Answers questions from their text alone.
+
+    Args:
+        model: The frozen model.
+        processor: Its processor.
+        max_new_tokens: Of a generated answer.
+    """
+
+    def __init__(self, model: Any, processor: Any, max_new_tokens: int = 64) -> None:
+        self.model = model
+        self.processor = processor
+        self.max_new_tokens = max_new_tokens
+
+    @torch.no_grad()
+    def __call__(self, sample: TrainingSample) -> float:
+        """The mark of the answer to a question without its video."""
+        tokenizer = self.processor.tokenizer
+        content = [{"type": "text", "text": word_problem(sample)}]
+        prompt = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        batch = tokenizer([prompt], return_tensors="pt").to(self.model.device)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        if sample.problem_type == "multiple choice":
+            letters = [chr(ord("A") + i) for i in range(len(sample.options))]
+            ids = [tokenizer(x, add_special_tokens=False).input_ids[0] for x in letters]
+            logits = self.model(**inputs, logits_to_keep=1, use_cache=False).logits[0, -1, ids]
+            said = letters[int(logits.argmax())]
+            return float(said == extract_answer(sample.solution)[:1].upper())
+        out = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
+        text = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return mark(text, sample.solution, sample.problem_type)
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """What the filter decided.
+
+    Args:
+        kept: Ids of the questions that need their video.
+        dropped: Ids of those answered without it.
+    """
+
+    kept: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+
+def filter_blind(
+    samples: Samples,
+    reader: Callable[[TrainingSample], float],
+    output: Path,
+    on_sample: Callable[[int], None] = lambda done: None,
+) -> Filtered:
+    """Drops what is answered rightly without the video; resumable.
+
+    Marks are appended to `OUTPUT.part` as they come, so that a stopped run goes on where it was;
+    the list itself is written at the end, whole. Reading from text alone is cheap: the video is
+    never opened.
+
+    Args:
+        samples: The questions.
+        reader: Marks a blind answer, e.g. a `BlindReader`.
+        output: The list: `{"kept": [...], "dropped": [...]}`.
+        on_sample: Called with the number of questions done.
+
+    Raises:
+        InvalidInputError: if nothing would be left.
+    """
+    part = output.with_name(output.name + ".part")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    marks = _read_marks(part)
+    with open(part, "a") as file:
+        for number, sample in enumerate(samples):
+            if sample.id not in marks:
+                marks[sample.id] = float(reader(sample))
+                file.write(json.dumps([sample.id, marks[sample.id]]) + "\n")
+                file.flush()
+            on_sample(number + 1)
+    kept = tuple(s.id for s in samples if marks[s.id] < BLIND_RIGHT)
+    dropped = tuple(s.id for s in samples if marks[s.id] >= BLIND_RIGHT)
+    if not kept:
+        raise InvalidInputError(
+            f"all {len(dropped)} questions are answered rightly without their videos; this data "
+            f"cannot teach a policy"
+        )
+    temporary = output.with_name(output.name + ".tmp")
+    temporary.write_text(json.dumps({"kept": kept, "dropped": dropped}, indent=1) + "\n")
+    os.replace(temporary, output)
+    part.unlink()
+    return Filtered(kept, dropped)
+
+
+def _read_marks(path: Path) -> dict[str, float]:
+    """Marks of a stopped run; a line that a kill cut off is taken away."""
+    if not path.exists():
+        return {}
+    marks: dict[str, float] = {}
+    whole = 0
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            name, value = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith("\n"):
+            break
+        marks[name] = float(value)
+        whole += len(line.encode())
+    os.truncate(path, whole)
+    return marks

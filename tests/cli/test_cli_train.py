@@ -1,0 +1,102 @@
+"""`cacovid train` and `cacovid filter`, run as users run them."""
+
+import json
+
+import pytest
+import yaml
+
+
+@pytest.fixture
+def config(tmp_path, model_dir):
+    values = {
+        "output": "out",
+        "model": str(model_dir),
+        "policy": {"settings": {"slots": 4, "slot_width": 16, "head_size": 8}},
+        "data": {"scenes": 2, "per_scene": 3},
+        "reward": {"free_text": "forced"},
+        "cpo": {
+            "updates": 2,
+            "rollouts": {"token_rollouts": 4, "frame_rollouts": 2},
+            "ratio": {"base": 0.1},
+        },
+        "training": {"steps": 3, "learning_rate": 1e-3, "checkpoint_every": 1, "log_every": 1},
+        "evaluation": {"questions": 4},
+    }
+
+    def write(**changes):
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump({**values, **changes}))
+        return path
+
+    return write
+
+
+def test_train_prints_before_and_after(cacovid, config, tmp_path):
+    done = cacovid("train", config())
+    assert done.returncode == 0, done.stderr
+    assert "greedy selection at 10%, 4 held-out questions: 0." in done.stdout
+    assert "before" in done.stdout and "policy: out/policy" in done.stdout
+    assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 3
+    again = cacovid("train", config())
+    assert again.returncode == 2 and "--resume" in again.stderr
+    resumed = cacovid("train", config(), "--resume", "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    facts = json.loads(resumed.stdout)
+    assert facts["policy"] == "out/policy" and facts["after"]["questions"] == 4
+    use = cacovid("ask", "missing.mp4", "what?", "--policy", "out/policy")
+    assert "missing.mp4" in use.stderr
+
+
+def test_dry_run_writes_nothing(cacovid, config, tmp_path):
+    done = cacovid("train", config(), "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["samples"] == 6 and facts["video_tokens"] == 576
+    assert facts["memory"]["total"] > facts["memory"]["model"] > 1e6
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_configurations(cacovid, config, tmp_path):
+    for changes, message in (
+        ({"trianing": {}}, "'trianing' is not known (did you mean 'training'?)"),
+        ({"training": {"steps": "many"}}, "training: steps is 'many'; expected int"),
+        ({"training": {"steps": 0}}, "steps is 0; expected at least 1"),
+        ({"reward": {"kind": "best"}}, "kind is 'best'; expected one of correct"),
+        ({"policy": {"type": "linear"}}, "policy.type is 'linear'"),
+        ({"policy": {"settings": {"depth": 3}}}, "policy.settings do not fit"),
+        ({"data": {"file": "absent.json"}}, "absent.json cannot be read"),
+        ({"model": "nothing here"}, "nothing here"),
+    ):
+        done = cacovid("train", config(**changes))
+        assert done.returncode == 1, done.stderr
+        assert message in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_on_files(cacovid, config, clip, tmp_path):
+    rows = [
+        {
+            "problem_id": n, "problem": "What colour is the circle?", "solution":
+            "<answer>A</answer>", "problem_type": "multiple choice", "data_type": "video",
+            "path": clip.name, "options": ["A. red", "B. blue"],
+        }
+        for n in range(3)
+    ]  # fmt: skip
+    rows.append({"problem": "?", "solution": "A", "problem_type": "multiple choice",
+                 "path": "gone.mp4", "options": ["A. x"]})  # fmt: skip
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    data = {"file": "data.json", "video_root": str(clip.parent)}
+    done = cacovid("train", config(data=data))
+    assert done.returncode == 0, done.stderr
+    assert "left out row 3: there is no video" in done.stderr
+
+
+def test_filter(cacovid, config, tmp_path):
+    done = cacovid("filter", config(), "kept.json", "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["kept"] + facts["dropped"] == 6
+    assert not (tmp_path / "kept.json.part").exists()
+    data = {"scenes": 2, "per_scene": 3, "kept": "kept.json"}
+    dry = cacovid("train", config(data=data), "--dry-run", "--json")
+    assert json.loads(dry.stdout)["samples"] == facts["kept"]
