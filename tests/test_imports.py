@@ -41,9 +41,10 @@ MAY_IMPORT = {
     "testing": OPS,
     "doctor": {"errors", "settings", "backends", "_extension", "_version"},
     "train": TOP,
+    "evaluation": TOP | {"train"},
     "engines": TOP,
-    "cli": TOP | {"train", "engines", "commands"},
-    "commands": TOP | {"train", "engines"},
+    "cli": TOP | {"train", "evaluation", "engines", "commands"},
+    "commands": TOP | {"train", "evaluation", "engines"},
     "__main__": {"cli"},
 }
 

@@ -14,6 +14,7 @@ from cacovid.commands.ask import Ask
 from cacovid.commands.common import Command
 from cacovid.commands.demo import Demo
 from cacovid.commands.doctor import Doctor
+from cacovid.commands.eval import Eval
 from cacovid.commands.filter import Filter
 from cacovid.commands.train import Train
 
@@ -33,6 +34,7 @@ def parse(arguments: Sequence[str]) -> Command:
         Annotated[Ask, tyro.conf.subcommand("ask")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+        | Annotated[Eval, tyro.conf.subcommand("eval")]
         | Annotated[Filter, tyro.conf.subcommand("filter")]
         | Annotated[Train, tyro.conf.subcommand("train")]
     )

@@ -44,6 +44,7 @@ class TrainingSample:
         scene: A clip of the embedded task, in place of a file.
         worded: Whether `problem` is put to the model as it stands.
         kind: A finer type, for tables.
+        evidence: Of the embedded task: the tokens that show what is asked about.
     """
 
     id: str
@@ -55,6 +56,7 @@ class TrainingSample:
     scene: SceneReference | None = None
     worded: bool = False
     kind: str = ""
+    evidence: tuple[int, ...] = ()
 
     @property
     def video_key(self) -> str:
@@ -233,6 +235,7 @@ def embedded_samples(
                     scene=SceneReference(split, seed, index),
                     worded=True,
                     kind=q.type,
+                    evidence=tuple(q.evidence.tolist()),
                 )
             )
     return Samples(tuple(kept))

@@ -1,0 +1,1 @@
+"""Comparing ways of choosing tokens: accuracy with intervals, on the same questions."""
