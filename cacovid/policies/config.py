@@ -29,6 +29,7 @@ class PolicyConfig:
             raise InvalidInputError(
                 f"policy_share is {self.policy_share}; expected a number in [0, 1]"
             )
+        self.require_above_zero("max_frame_ratio")
 
     def require_positive(self, *names: str) -> None:
         """Refuses settings that are no positive integers.
@@ -40,6 +41,17 @@ class PolicyConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise InvalidInputError(f"{name} is {value!r}; expected a positive integer")
+
+    def require_above_zero(self, *names: str) -> None:
+        """Refuses settings that are neither a number above 0 nor None.
+
+        Raises:
+            InvalidInputError: naming the setting.
+        """
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value < float("inf"):
+                raise InvalidInputError(f"{name} is {value!r}; expected a number above 0")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON has them."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cacovid import ops
-from cacovid.errors import WrongBaseModelError
+from cacovid.errors import InvalidInputError, WrongBaseModelError
 from cacovid.policies.config import PolicyConfig
 from cacovid.policies.storage import StoredPolicy
 from cacovid.reference.score import (
@@ -60,6 +60,17 @@ class CrossAttentionConfig(PolicyConfig):
             "hidden_size", "slot_width", "slot_heads", "heads", "head_size", "token_features",
             "frame_features",
         )  # fmt: skip
+        self.require_above_zero("rms_norm_eps", "score_bound")
+        if not isinstance(self.slots, int) or self.slots < 0:
+            raise InvalidInputError(
+                f"slots is {self.slots!r}; expected a number of latents, or 0 for the question's "
+                f"own tokens"
+            )
+        if self.slots and self.slot_width % self.slot_heads:
+            raise InvalidInputError(
+                f"slot_width is {self.slot_width} and slot_heads {self.slot_heads}; expected a "
+                f"multiple"
+            )
 
 
 class CrossAttentionPolicy(StoredPolicy):

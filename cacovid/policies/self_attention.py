@@ -43,6 +43,7 @@ class SelfAttentionConfig(PolicyConfig):
         self.require_positive(
             "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size"
         )
+        self.require_above_zero("rope_theta", "rms_norm_eps")
         if self.num_attention_heads % self.num_key_value_heads:
             raise InvalidInputError(
                 f"num_attention_heads is {self.num_attention_heads} and num_key_value_heads "
@@ -57,6 +58,11 @@ class SelfAttentionConfig(PolicyConfig):
             raise InvalidInputError(
                 f"hidden_size {self.hidden_size} is no multiple of num_attention_heads "
                 f"{self.num_attention_heads}; give head_size"
+            )
+        if self.head_width % 2:
+            raise InvalidInputError(
+                f"a head is {self.head_width} wide; expected an even width: the rotary embedding "
+                f"turns pairs"
             )
 
     @property
@@ -99,10 +105,22 @@ class SelfAttentionPolicy(StoredPolicy):
             **settings: Further settings of `SelfAttentionConfig` (`base_model`, `policy_share`).
 
         Raises:
-            UnsupportedModelError: if its layers hold other tensors.
+            UnsupportedModelError: if its layers hold other tensors, or compute something else with
+                them (a scaled or partial rotary embedding, another activation).
         """
         base = model.config.get_text_config()
-        theta = (getattr(base, "rope_parameters", None) or {}).get("rope_theta")
+        rope = getattr(base, "rope_parameters", None) or {}
+        theta = rope.get("rope_theta")
+        for what, given, expected in (
+            ("rotary embedding", rope.get("rope_type", "default"), "default"),
+            ("rotary share", rope.get("partial_rotary_factor", 1.0), 1.0),
+            ("activation", getattr(base, "hidden_act", "silu"), "silu"),
+        ):
+            if given != expected:
+                raise UnsupportedModelError(
+                    f"{type(model).__name__} has the {what} {given!r}; this policy's layer has "
+                    f"{expected!r}, so the model's weights would not mean the same in it"
+                )
         config = SelfAttentionConfig(
             hidden_size=base.hidden_size,
             num_attention_heads=base.num_attention_heads,

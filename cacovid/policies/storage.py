@@ -53,19 +53,46 @@ class StoredPolicy(nn.Module, ModelHubMixin, library_name="cacovid", tags=["caco
         return super().__call__(prompt)
 
     def save_pretrained(
-        self, save_directory: str | PathLike[str], **_: Any
-    ) -> None:
+        self,
+        save_directory: str | PathLike[str],
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        config: Any = None,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push: Any,
+    ) -> str | None:
         """Writes the weights and the configuration; each file whole or not at all.
 
         Args:
             save_directory: Made if it is not there.
+            push_to_hub: Whether to upload it afterwards.
+            repo_id: Name on the Hub; None: the directory's name.
+            config: Not used: the policy's own configuration is written. `push_to_hub` gives it.
+            model_card_kwargs: Not used: no model card is written. `push_to_hub` gives it.
+            **push: Further arguments of `push_to_hub`, such as `private`.
+
+        Returns:
+            The address of the commit, if it was uploaded.
+
+        Raises:
+            InvalidInputError: for arguments of `push_to_hub` without `push_to_hub=True`.
         """
+        if not push_to_hub and (push or repo_id is not None):
+            given = ", ".join(sorted([*push, *(["repo_id"] if repo_id is not None else [])]))
+            raise InvalidInputError(
+                f"save_pretrained was given {given}, which is for uploading; expected "
+                f"push_to_hub=True beside it"
+            )
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: value.detach().cpu().contiguous() for name, value in self._own_weights()}
         text = json.dumps({"policy_type": self.policy_type, **self.config.to_dict()}, indent=2)
         _replace(folder / WEIGHTS, lambda path: save_file(weights, path))
         _replace(folder / CONFIG, lambda path: path.write_text(text + "\n"))
+        if not push_to_hub:
+            return None
+        return str(self.push_to_hub(repo_id or folder.name, **push))
 
     @classmethod
     def from_pretrained(

@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import cacovid
 from cacovid import (
     CrossAttentionConfig,
     CrossAttentionPolicy,
@@ -251,6 +250,12 @@ def test_damaged_folders(tmp_path):
         ({"inter_frame": True}, r"missing difference\.weight"),
         ({"heads": 0}, "heads is 0"),
         ({"policy_share": 2}, "policy_share is 2"),
+        ({"max_frame_ratio": 0}, "max_frame_ratio is 0; expected a number above 0"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps is -1.0"),
+        ({"slots": -1}, "slots is -1"),
+        ({"slot_heads": 3}, "slot_width is 128 and slot_heads 3; expected a multiple"),
+        ({"slots": "many"}, "slots is 'many'"),
+        ({"policy_share": "half"}, "config.json does not make a CrossAttentionConfig"),
     ):
         config.write_text(json.dumps({**settings, **change}))
         with pytest.raises(InvalidInputError, match=message):
@@ -287,6 +292,14 @@ def test_a_layer_starts_as_the_language_models_own():
         )
         ours = policy.layers[0](embeds, (rotation[0][0], rotation[1][0]))
     torch.testing.assert_close(ours, rows.view(9, 32), rtol=1e-5, atol=1e-5)
+    config.hidden_act = "gelu"
+    with pytest.raises(UnsupportedModelError, match=r"activation 'gelu'.*'silu'"):
+        SelfAttentionPolicy.from_language_model(model)
+    config.hidden_act = "silu"
+    config.rope_parameters = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e4}
+    with pytest.raises(UnsupportedModelError, match=r"rotary embedding 'linear'.*'default'"):
+        SelfAttentionPolicy.from_language_model(model)
+    config.rope_parameters = {"rope_type": "default", "rope_theta": 5e4}
     with pytest.raises(UnsupportedModelError, match="no decoder layer"):
         model.model.layers = torch.nn.ModuleList()
         SelfAttentionPolicy.from_language_model(model)
@@ -304,8 +317,46 @@ def test_positions_of_several_axes_are_refused():
         policy(other)
 
 
-def test_the_hub_mixin_is_there():
-    from huggingface_hub import ModelHubMixin
+def test_heads_that_cannot_be_turned_are_refused():
+    sizes = {"hidden_size": 48, "num_key_value_heads": 1, "intermediate_size": 8}
+    with pytest.raises(InvalidInputError, match="3 wide; expected an even width"):
+        SelfAttentionConfig(num_attention_heads=16, **sizes)
+    with pytest.raises(InvalidInputError, match="expected a multiple"):
+        SelfAttentionConfig(num_attention_heads=3, **{**sizes, "num_key_value_heads": 2})
 
-    assert issubclass(cacovid.CrossAttentionPolicy, ModelHubMixin)
-    assert callable(cacovid.CrossAttentionPolicy.push_to_hub)
+
+@pytest.mark.parametrize("by", ["push", "save"])
+def test_an_upload_holds_a_policy_that_can_be_read(tmp_path, monkeypatch, by):
+    # The Hub cannot be reached from a test: its client is replaced, all else is the real thing.
+    policy, seen = randomised(small("cross", base_model="owner/base")).eval(), []
+
+    class Client:
+        def __init__(self, token=None):
+            self.token = token
+
+        def create_repo(self, repo_id, private=None, exist_ok=False):
+            seen.append(private)
+            return type("Repo", (), {"repo_id": repo_id})
+
+        def upload_folder(self, repo_id, folder_path, **_):
+            seen.append(load_policy(folder_path, base_model="owner/base"))
+            return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Client)
+    if by == "push":
+        address = policy.push_to_hub("owner/policy", private=True)
+    else:
+        address = policy.save_pretrained(
+            tmp_path / "here", push_to_hub=True, repo_id="owner/policy", private=True
+        )
+        assert load_policy(tmp_path / "here").config == policy.config
+    assert address == "https://hub/owner/policy" and seen[0] is True
+    prompt = prompt_of((3, 2, 3), dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.equal(seen[1](prompt).token, policy(prompt).token)
+
+
+def test_upload_arguments_without_an_upload_are_refused(tmp_path):
+    with pytest.raises(InvalidInputError, match=r"private, repo_id, .* expected push_to_hub=True"):
+        small("cross").save_pretrained(tmp_path, repo_id="owner/policy", private=True)
+    assert not list(tmp_path.iterdir())
