@@ -10,10 +10,11 @@ import typing
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from cacovid.errors import InvalidInputError, MissingDependencyError
 from cacovid.train.cpo import CPOSettings
+from cacovid.train.imitation import ImitationSettings
 from cacovid.train.rewards import FreeText, RewardKind
 from cacovid.train.settings import TrainerSettings
 
@@ -110,7 +111,9 @@ class TrainConfig:
         policy: What is trained.
         data: What is learned from.
         reward: How answers are marked.
-        cpo: The objective.
+        objective: `"cpo"`, or `"imitation"` of attention (a control).
+        cpo: Settings of CPO.
+        imitation: Settings of imitation.
         training: The loop.
         evaluation: What it is judged by.
         trackers: Accelerate's trackers besides the log of JSON lines, e.g. `[tensorboard]`.
@@ -123,7 +126,9 @@ class TrainConfig:
     policy: PolicySection = field(default_factory=PolicySection)
     data: DataSection = field(default_factory=DataSection)
     reward: RewardSection = field(default_factory=RewardSection)
+    objective: Literal["cpo", "imitation"] = "cpo"
     cpo: CPOSettings = field(default_factory=CPOSettings)
+    imitation: ImitationSettings = field(default_factory=ImitationSettings)
     training: TrainerSettings = field(default_factory=TrainerSettings)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     trackers: tuple[str, ...] = ()

@@ -34,6 +34,8 @@ from cacovid.train.data import (
 )
 from cacovid.train.encoding import SampleEncoder
 from cacovid.train.evaluation import Evaluation, evaluate_greedy
+from cacovid.train.imitation import Imitation
+from cacovid.train.objective import Objective
 from cacovid.train.rewards import LocalReward, freeze
 from cacovid.train.trainer import Trainer
 
@@ -65,9 +67,12 @@ class Run:
         pretrained: tuple[str, ...] = ()
         if isinstance(self.policy, SelfAttentionPolicy) and self.config.policy.from_language_model:
             pretrained = ("layers.",)
+        objective: Objective = CPO(self.reward, self.config.cpo)
+        if self.config.objective == "imitation":
+            objective = Imitation(self.reward.encoder, self.config.imitation)
         return Trainer(
             self.policy,
-            CPO(self.reward, self.config.cpo),
+            objective,
             self.samples,
             self.config.training,
             Path(self.config.output),
@@ -110,6 +115,7 @@ def prepare(config: TrainConfig, on_stage: Callable[[str], None] = lambda name: 
         load_processor(location),
         lambda sample: read_sample_frames(sample, frames, fps),
         config.reward.cached_videos,
+        frozenset({config.imitation.extra} if config.objective == "imitation" else ()),
     )
     reward = LocalReward(
         encoder,

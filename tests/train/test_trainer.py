@@ -13,6 +13,7 @@ import torch
 
 from cacovid.errors import InvalidInputError, VideoReadError
 from cacovid.train.cpo import CPO, CPOSettings
+from cacovid.train.data import Samples
 from cacovid.train.replay import RatioSettings
 from cacovid.train.rewards import Rewards
 from cacovid.train.rollouts import RolloutSettings
@@ -186,6 +187,7 @@ from cacovid.models.processing import VideoProcessor, VideoSettings
 from cacovid.synthetic.tiny.model import build_model
 from cacovid.synthetic.tiny.tokenizer import build_tokenizer
 from cacovid.train.cpo import CPO, CPOSettings
+from cacovid.train.data import Samples
 from cacovid.train.data import embedded_samples, read_sample_frames
 from cacovid.train.encoding import SampleEncoder
 from cacovid.train.replay import RatioSettings
@@ -277,3 +279,24 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     subprocess.run(command, env=_environment(), check=True)
     a, b = (cacovid.load_policy(tmp_path / name / "policy") for name in ("through", "killed"))
     assert same(weights(a), weights(b))
+
+
+def test_imitation_comes_closer_to_the_attention(policy, model, encoder, samples, tmp_path):
+    from cacovid.train.encoding import SampleEncoder
+    from cacovid.train.imitation import Imitation, ImitationSettings
+
+    settings = ImitationSettings(layer=0, queries="question")
+    own = SampleEncoder(
+        model, encoder.processor, encoder.read_frames, needs=frozenset({settings.extra})
+    )
+    few = Samples(samples.kept[:2])
+    trainer(policy, Imitation(own, settings), few, tmp_path, steps=30, learning_rate=3e-3).train()
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    received = own(few[0]).prompt.extras[settings.extra]
+    share = (received / received.sum()).double()
+    least = -float((share * share.log()).sum())
+    first = sum(entry["cross_entropy"] for entry in log[:4])
+    last = sum(entry["cross_entropy"] for entry in log[-4:])
+    assert last < first - 0.01 and least > 0
+    with pytest.raises(InvalidInputError, match="imitation needs 'received_attention/0/question'"):
+        Imitation(encoder, settings)

@@ -40,5 +40,6 @@ def export(model: Any, tokenizer: Any, folder: Path) -> None:
     )
     folder.mkdir(parents=True, exist_ok=True)
     for path in temporary.iterdir():
+        path.chmod(0o644)  # safetensors writes files for their owner alone
         path.replace(folder / path.name)
     temporary.rmdir()

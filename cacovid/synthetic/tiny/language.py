@@ -51,7 +51,7 @@ class LanguageStage:
             without regard to the evidence.
         auxiliary_weight: Of the video tokens' own losses.
         mention_weight: Of the losses of the words that name an object.
-        late_layers: Whether `LATE_LAYERS` are trained.
+        asleep: Decoder layers that are not trained yet, of `LATE_LAYERS`.
         rate: Of Muon; AdamW's is half of it. Warm-up over 50 steps, then a half cosine.
         final: The rate at the end, as a share of `rate`.
     """
@@ -66,7 +66,7 @@ class LanguageStage:
     random_share: float = 0.0
     auxiliary_weight: float = 0.0
     mention_weight: float = 0.0
-    late_layers: bool = False
+    asleep: tuple[int, ...] = LATE_LAYERS
     rate: float = 2e-3
     final: float = 1.0
 
@@ -87,27 +87,27 @@ STAGES = (
     LanguageStage(2500, BINDING, 8, 0.5, (0.01, 0.1)),
     LanguageStage(1000, EVERY_TYPE, 12, 0.4, (0.01, 0.15), auxiliary_weight=0.2),
     LanguageStage(
-        2500,
+        2000,
         EVERY_TYPE,
         12,
         0.5,
         (0.01, 0.15),
         auxiliary_weight=0.2,
         mention_weight=0.3,
-        late_layers=True,
+        asleep=(6,),
     ),
     LanguageStage(
-        1200,
-        EVERY_TYPE,
-        16,
-        0.5,
-        (0.03, 1.0),
-        served=0.4,
-        full_share=0.3,
-        random_share=0.2,
+        1700,
+        tuple(name for name in EVERY_TYPE if name != "count"),
+        14,
+        0.6,
+        (0.01, 1.0),
+        served=0.6,
+        full_share=0.2,
+        random_share=0.15,
         auxiliary_weight=0.1,
         mention_weight=0.2,
-        late_layers=True,
+        asleep=(),
         final=0.02,
     ),
 )
@@ -463,7 +463,7 @@ def _train_stage(
 ) -> None:
     stage = recipe.stages[number - 1]
     for number_of, layer in enumerate(model.model.language_model.layers):
-        layer.requires_grad_(stage.late_layers or number_of not in LATE_LAYERS)
+        layer.requires_grad_(number_of not in stage.asleep)
     weights = [
         *(p for p in model.model.language_model.parameters() if p.requires_grad),
         *heads.parameters(),

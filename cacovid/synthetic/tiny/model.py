@@ -12,11 +12,11 @@ from cacovid.synthetic.tiny.tokenizer import END, IMAGE, PAD, VIDEO
 PATCH = 12
 VISION_WIDTH = 128
 TEXT_WIDTH = 192
-TEXT_LAYERS = 6
+TEXT_LAYERS = 7
 
 #: Decoder layers that start by changing nothing (their output matrices are zero) and are trained
 #: in the later stages only: binding is learned sooner by four layers.
-LATE_LAYERS = (2, 4)
+LATE_LAYERS = (2, 4, 6)
 
 
 def build_config(tokenizer: Any) -> Any:
