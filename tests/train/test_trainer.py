@@ -28,13 +28,13 @@ SETTINGS = CPOSettings(
 
 
 class SeesToken:
-    """Rewards rollouts that keep a token of the middle frames; needs no answer of a model."""
+    """Rewards rollouts that keep a token of half a frame; needs no answer of a model."""
 
     def __init__(self, encoder):
         self.prepare = encoder
 
     def __call__(self, prepared, rollouts):
-        hit = rollouts[:, 250:290].any(dim=1).float()
+        hit = rollouts[:, 252:270].any(dim=1).float()
         return Rewards(hit, hit)
 
 
@@ -85,12 +85,12 @@ def test_rewards_of_the_right_tokens_raise_their_scores(policy, encoder, samples
     def margin():
         with torch.no_grad():
             scores = [policy(prompt).token for prompt in prompts]
-        return sum(float(s[250:290].mean() - s.mean()) for s in scores)
+        return sum(float(s[252:270].mean() - s.mean()) for s in scores)
 
     before = margin()
     objective = CPO(SeesToken(encoder), settings)
-    trainer(policy, objective, samples, tmp_path, steps=15, learning_rate=3e-3).train()
-    assert margin() > before + 0.05
+    trainer(policy, objective, samples, tmp_path, steps=30, learning_rate=3e-3).train()
+    assert margin() > before + 0.2
 
 
 @pytest.mark.parametrize("stop_at", [2, 3])
