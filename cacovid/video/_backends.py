@@ -67,10 +67,12 @@ def _seeking(
         # Decoding on is cheaper than a seek unless a later keyframe lies on the way.
         fresh = decoder is None or at is None or (key >= 0 and index.keys[key, 0] > at)
         frame = None
+        # By presentation time first; that may land one keyframe too late, and the decoding time
+        # one too early, depending on the container.
+        column = 0
         while frame is None:
             if fresh:
-                # By decoding time: a seek by presentation time may land one keyframe too late.
-                to = index.keys[key, 1] if key > 0 else min(index.start, 0)
+                to = index.keys[key, column] if key > 0 else min(index.start, 0)
                 container.seek(int(to), stream=stream, backward=True)
                 decoder = container.decode(stream)
             for candidate in decoder:
@@ -81,7 +83,11 @@ def _seeking(
             if frame is None:
                 if fresh and key <= 0:
                     raise failure(path, f"frame {number} cannot be decoded; the file is damaged")
-                key, fresh = (key - 1, True) if fresh else (key, True)
+                if fresh and column == 0:
+                    column = 1
+                elif fresh:
+                    key -= 1
+                fresh = True
         if frame.is_corrupt:
             raise failure(path, f"frame {number} is damaged")
         frames[slot] = _rgb(frame, index)

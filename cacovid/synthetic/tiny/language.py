@@ -51,6 +51,7 @@ class LanguageStage:
             without regard to the evidence.
         auxiliary_weight: Of the video tokens' own losses.
         mention_weight: Of the losses of the words that name an object.
+        word_weight: Of the answer's word before the last layer, which then finds its letter.
         asleep: Decoder layers that are not trained yet, of `LATE_LAYERS`.
         rate: Of Muon; AdamW's is half of it. Warm-up over 50 steps, then a half cosine.
         final: The rate at the end, as a share of `rate`.
@@ -66,6 +67,7 @@ class LanguageStage:
     random_share: float = 0.0
     auxiliary_weight: float = 0.0
     mention_weight: float = 0.0
+    word_weight: float = 0.0
     asleep: tuple[int, ...] = LATE_LAYERS
     rate: float = 2e-3
     final: float = 1.0
@@ -100,13 +102,14 @@ STAGES = (
         1700,
         tuple(name for name in EVERY_TYPE if name != "count"),
         14,
-        0.6,
+        0.7,
         (0.01, 1.0),
         served=0.6,
         full_share=0.2,
         random_share=0.15,
         auxiliary_weight=0.1,
         mention_weight=0.2,
+        word_weight=0.3,
         asleep=(),
         final=0.02,
     ),
@@ -391,6 +394,21 @@ def mention_loss(
     return total
 
 
+def word_loss(
+    model: Any, writer: QuestionWriter, states: tuple[Tensor, ...], batch: Batch
+) -> Tensor:
+    """Loss of the answer's word (not its letter) at the answer's place, before the last layer."""
+    asked = [pair for row in batch.question_of for pair in row]
+    words = [q.options[LETTERS.index(q.answer)] if q.options else q.answer for q, _ in asked]
+    target = torch.tensor(writer.tokenizer.convert_tokens_to_ids(words))
+    at = batch.answer_at[torch.tensor([number for _, number in asked])]
+    weight = batch.answer_weight[torch.tensor([number for _, number in asked])]
+    hidden = model.model.language_model.norm(states[-2][at[:, 0], at[:, 1]].float())
+    logits = hidden @ model.get_input_embeddings().weight.T
+    each = F.cross_entropy(logits, target, reduction="none")
+    return (each * weight).sum() / weight.sum()
+
+
 def draw_questions(
     rng: np.random.Generator,
     clip: Clip,
@@ -495,6 +513,8 @@ def _train_stage(
             aux = auxiliary_loss(heads, states, keep, group)
             told += f" auxiliary {aux.item():.3f}"
             loss = loss + stage.auxiliary_weight * aux
+        if stage.word_weight:
+            loss = loss + stage.word_weight * word_loss(model, writer, states, batch)
         if stage.mention_weight:
             named = mention_loss(heads, states, batch, group)
             told += f" mentions {named.item():.3f}"
