@@ -15,12 +15,11 @@ from cacovid.commands.common import (
     check_at_least,
     check_method,
     check_retention,
-    draw_overlay,
     use_backend,
     write_json,
     write_line,
 )
-from cacovid.commands.loading import load_model
+from cacovid.commands.loading import check_policy, load_model
 from cacovid.commands.progress import progress
 from cacovid.errors import VideoReadError
 
@@ -39,15 +38,15 @@ class Ask(Command):
     """Video file."""
     question: Annotated[tyro.conf.Positional[str], arg(metavar="QUESTION")]
     """The question."""
-    options: Annotated[tuple[str, ...], arg(metavar="TEXT [TEXT ...]")] = ()
+    options: Annotated[tuple[str, ...], arg(metavar="TEXT [TEXT ...]", help_behavior_hint="")] = ()
     """Answers to choose from; they are listed after the question as A, B, C …"""
     retention: float = 0.1
     """Share of the video's tokens to keep, above 0 and at most 1."""
     method: Annotated[
         str | None, arg(metavar="NAME", help_behavior_hint="(default: the policy, else attention)")
     ] = None
-    """What chooses the tokens: attention, uniform or random; settings may follow, as in
-    attention:2:question."""
+    """What chooses the tokens: attention, uniform or random. Settings may follow:
+    attention:2:question takes layer 2, and the question's tokens instead of the last one."""
     policy: Annotated[str | None, arg(metavar="DIR|ID", help_behavior_hint="")] = None
     """Directory or Hub id of a trained policy that chooses the tokens."""
     model: Annotated[str, arg(metavar="tiny|DIR|ID")] = "tiny"
@@ -83,7 +82,7 @@ class Ask(Command):
             )
             if self.overlay is not None:
                 shown.stage("overlay")
-                draw_overlay(answer, self.overlay)
+                answer.overlay(self.overlay)
         if self.json:
             write_json(self._object(answer))
         else:
@@ -104,11 +103,15 @@ class Ask(Command):
             use_backend(self.backend)
         if self.method is not None:
             check_method(self.method)
+        if self.policy is not None:
+            check_policy(self.policy)
+        # The reader says so too, but only after the model is loaded.
+        if not self.video.exists():
+            raise VideoReadError(f"{self.video}: there is no such file")
+        if self.video.is_dir():
+            raise VideoReadError(f"{self.video} is a directory; give the path of a video file")
         if self.overlay is not None:
             self._check_overlay(self.overlay)
-        if not self.video.exists():
-            # The reader says so too, but only after the model is loaded.
-            raise VideoReadError(f"{self.video}: there is no such file")
 
     def _check_overlay(self, path: Path) -> None:
         from cacovid.errors import InvalidInputError
@@ -118,6 +121,8 @@ class Ask(Command):
             check_overlay_path(path)
         except InvalidInputError as error:
             raise UsageError(f"--overlay: {error}") from None
+        if path.exists() and path.samefile(self.video):
+            raise UsageError(f"--overlay: {path} is the video itself; give another name")
 
     def _object(self, answer: Any) -> dict[str, Any]:
         return {
@@ -133,7 +138,9 @@ class Ask(Command):
         video, kept = facts["tokens"]["video"], facts["tokens"]["kept"]
         seconds = facts["seconds"]
         times = "   ".join(f"{name} {value:.3f}" for name, value in seconds.items())
-        write_line(answer.text)
+        from cacovid.models.video_qa import NO_ANSWER
+
+        write_line(answer.text or NO_ANSWER)
         write_line()
         write_line(f"tokens   {video:,} -> {kept:,} ({100 * kept / video:.1f}%)")
         write_line(f"method   {facts['method']}, retention {self.retention:g}")

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 
@@ -65,25 +64,6 @@ def use_backend(name: str) -> None:
     if name not in variable.choices:
         raise UsageError(f"--backend is {name!r}; expected one of {', '.join(variable.choices)}")
     os.environ[variable.name] = name
-
-
-def draw_overlay(answer: Any, path: Path) -> None:
-    """The overlay of an answer, under its question."""
-    from cacovid.viz import write_overlay
-
-    write_overlay(
-        path,
-        answer.frames,
-        answer.grid,
-        answer.scores,
-        answer.selection,
-        timestamps=answer.timestamps,
-        caption=(
-            answer.question,
-            answer.text,
-            f"method {answer.method}, retention {answer.retention:g}",
-        ),
-    )
 
 
 def write_line(text: str = "") -> None:

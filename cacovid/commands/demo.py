@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from shlex import join
+from textwrap import shorten
+from typing import Annotated, Any
+
+from tyro.conf import arg
 
 from cacovid.commands.common import (
     Command,
+    UsageError,
     check_at_least,
     check_method,
-    draw_overlay,
     show_table,
     write_line,
 )
@@ -19,6 +23,8 @@ from cacovid.commands.progress import Progress, progress
 
 RETENTIONS = (1.0, 0.25, 0.1)
 QUESTIONS = 3
+#: An answer to these questions is a word or a letter; the table stays small whatever comes.
+_LONGEST_ANSWER, _SHOWN_ANSWER = 8, 28
 
 
 @dataclass
@@ -28,21 +34,26 @@ class Demo(Command):
     Everything is embedded: the video is drawn here and nothing is downloaded.
     """
 
-    folder: Path = Path("demo")
+    folder: Annotated[Path, arg(metavar="DIR")] = Path("demo")
     """Where the video and the overlays go."""
-    method: str = "attention"
+    method: Annotated[
+        str | None, arg(metavar="NAME", help_behavior_hint="(default: the policy, else attention)")
+    ] = None
     """What chooses the tokens: attention, uniform or random."""
     seed: int = 0
     """Another seed makes another video with other questions."""
-    model: str = "tiny"
+    model: Annotated[str, arg(metavar="tiny|DIR")] = "tiny"
     """"tiny" (embedded), or the directory of a model trained on the synthetic task."""
 
     def run(self) -> None:
         """Makes, asks, prints and draws."""
         check_at_least(self.seed, 0, "--seed")
-        check_method(self.method)
+        if self.method is not None:
+            check_method(self.method)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"--folder: {self.folder} is a file; give the name of a folder")
         asks = QUESTIONS * len(RETENTIONS)
-        with progress(asks + 4) as shown:
+        with progress(asks + 5) as shown:
             shown.stage("Drawing the video")
             from cacovid import synthetic
 
@@ -52,21 +63,32 @@ class Demo(Command):
             questions = synthetic.sample_questions(scene, QUESTIONS, scene.generator(purpose=3))
             shown.stage("load", self.model)
             qa = load_model(self.model, debug=self.debug)
+            # The first question of a process also pays for allocations and lazy imports.
+            shown.stage("Warming up")
+            self._ask_once(qa, clip, questions[0], RETENTIONS[0])
             answers = [self._ask(qa, clip, question, shown) for question in questions]
             pictures = [self.folder / "overlay.png", self.folder / "overlay.mp4"]
             for picture in pictures:
                 shown.stage("overlay", picture.name)
-                draw_overlay(answers[0][-1], picture)
+                answers[0][-1].overlay(picture)
         self._print(clip, questions, answers, pictures)
 
     def _ask(self, qa: Any, clip: Path, question: Any, shown: Progress) -> list[Any]:
         answers = []
         for retention in RETENTIONS:
             shown.stage("Asking", f"at {retention:.0%}: {question.text}")
-            answers.append(
-                qa.ask(clip, question.text, retention=retention, method=self.method, seed=self.seed)
-            )
+            answers.append(self._ask_once(qa, clip, question, retention))
         return answers
+
+    def _ask_once(self, qa: Any, clip: Path, question: Any, retention: float) -> Any:
+        return qa.ask(
+            clip,
+            question.text,
+            retention=retention,
+            method=self.method,
+            max_new_tokens=_LONGEST_ANSWER,
+            seed=self.seed,
+        )
 
     def _print(
         self, clip: Path, questions: list[Any], answers: list[list[Any]], pictures: list[Path]
@@ -76,7 +98,7 @@ class Demo(Command):
                 question.text if number == 0 else "",
                 question.answer if number == 0 else "",
                 f"{retention:.0%}",
-                answer.text,
+                shorten(answer.text, _SHOWN_ANSWER, placeholder=" …"),
                 f"{answer.tokens['video']} -> {answer.tokens['kept']}",
                 f"{1000 * sum(answer.timings.values()):.0f} ms",
             )
@@ -86,9 +108,12 @@ class Demo(Command):
         columns = ("question", "right", "kept", "answer", "tokens", "time")
         write_line()
         show_table(columns, rows, sections=len(RETENTIONS))
-        write_line(
-            f"Embedded model, method {self.method}. Synthetic task; no public benchmark run."
-        )
+        model = "Embedded model" if self.model == "tiny" else f"Model {self.model}"
+        method = answers[0][0].method
+        write_line(f"{model}, method {method}. Synthetic task; no public benchmark run.")
         write_line(f"Video:    {clip}")
         write_line(f"Overlays: {', '.join(map(str, pictures))} (first question, 10%)")
-        write_line(f'Yours:    cacovid ask {clip} "{questions[-1].text}" --retention 0.1')
+        own = ["cacovid", "ask", str(clip), questions[-1].text, "--retention", "0.1"]
+        if self.model != "tiny":
+            own += ["--model", self.model]
+        write_line(f"Yours:    {join(own)}")

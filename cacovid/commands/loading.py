@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from cacovid.commands.common import UsageError
 from cacovid.errors import CacovidError, InvalidInputError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -47,6 +48,15 @@ def load_model(
         raise InvalidInputError(
             f"model {name!r} cannot be loaded: {reason[0]} ({_EXPECTED})"
         ) from error
+
+
+def check_policy(name: str) -> None:
+    """Raises UsageError for what can be neither a policy's directory nor a Hub id."""
+    if not Path(name).is_dir() and not _HUB_ID.fullmatch(name):
+        raise UsageError(
+            f"--policy: there is no directory {name!r}; expected one with config.json and "
+            f"model.safetensors, or a Hub id (owner/name). A method's name goes with --method"
+        )
 
 
 def _check_device(name: str) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 #: What the stages do, in words.
 WORDS = {
-    "load": "Loading the model",
-    "model": "Loading the model",
+    "load": "Loading model",
+    "model": "Loading model",
     "data": "Reading the data",
     "read": "Reading the video",
     "vision": "Looking at the frames",

@@ -27,6 +27,9 @@ READ, PREFILL, DECODE = "read", "prefill", "decode"
 #: What chooses the tokens where there is no policy.
 DEFAULT_METHOD = "attention"
 
+#: Shown to people in place of an answer without text.
+NO_ANSWER = "(the model said nothing)"
+
 #: A policy beside the model's weights is used without being named.
 POLICY_FOLDER = "policy"
 
@@ -68,14 +71,23 @@ class Answer:
     def overlay(self, path: str | PathLike[str]) -> Path:
         """Draws the frames with scores and kept tokens: `.png` (all frames) or `.mp4`.
 
+        Question, answer, method and share of the tokens stand above them.
+
         Raises:
-            InvalidInputError: for another ending.
+            InvalidInputError: for another ending, or a place where no file can be written.
         """
         from cacovid.viz.overlay import write_overlay
 
-        return write_overlay(
-            path, self.frames, self.grid, self.scores, self.selection, timestamps=self.timestamps
+        caption = (
+            self.question,
+            # A missing second line would put the third in the answer's place.
+            self.text or NO_ANSWER,
+            f"method {self.method}, retention {self.retention:g}",
         )
+        return write_overlay(
+            path, self.frames, self.grid, self.scores, self.selection,
+            timestamps=self.timestamps, caption=caption,
+        )  # fmt: skip
 
 
 class VideoQA:

@@ -12,6 +12,8 @@ _DIM = 0.50
 _DIM_PLAIN = 0.30
 _HEAT_SHARE = 0.55
 _GRID_SHARE = 0.22
+#: Kept neighbours smaller than this many pixels have no line between them: it would hide them.
+_LEAST_JOINED = 16
 
 
 def paint_frame(
@@ -22,8 +24,9 @@ def paint_frame(
 ) -> Image.Image:
     """Draws the overlay of one frame.
 
-    Kept tokens show the frame as it is, inside a white outline; each has a rim in the colour of
-    its score. Dropped ones are grey and dark, tinted in the colour of their score.
+    Kept tokens show the frame as it is, inside a white outline and a rim in the colour of their
+    scores; where tokens are large enough, each has a rim of its own. Dropped ones are grey and
+    dark, tinted in the colour of their score.
 
     Args:
         frame: `[H, W, 3]` uint8.
@@ -35,7 +38,7 @@ def paint_frame(
     rows, columns = _cells(kept.shape[0], size[1]), _cells(kept.shape[1], size[0])
     token_pixels = min(size[1] / kept.shape[0], size[0] / kept.shape[1])
     line = int(np.clip(token_pixels * 0.07, 1, 3))
-    rim = int(np.clip(token_pixels * 0.08, 0, 4))
+    rim = int(np.clip(token_pixels * 0.08, 1, 4))
     grey = picture @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     inside = kept[rows][:, columns]
     outline = inside & ~_shrunk(inside, line)
@@ -45,7 +48,7 @@ def paint_frame(
         colour = colours.viridis(heat)[rows][:, columns]
         dropped = grey[..., None] * (_DIM * (1 - _HEAT_SHARE)) + colour * _HEAT_SHARE
         # Full width inside the outline; thin between two kept tokens, to hide little of them.
-        thin = (rim + 1) // 2
+        thin = (rim + 1) // 2 if token_pixels >= _LEAST_JOINED else 0
         joints = _near_border(rows, thin)[:, None] | _near_border(columns, thin)[None, :]
         rims = inside & (joints | ~_shrunk(inside, line + rim))
         picture[rims] = colour[rims]

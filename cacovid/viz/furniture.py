@@ -55,7 +55,8 @@ def draw_legend(sheet: Image.Image, subject: Subject, corner: tuple[int, int], w
     low, high = (_number(value) for value in subject.limits)
     text.draw_text(draw, (left, middle), f"score  {low}", _SMALL, colours.MUTED, "lm")
     left += text.width(f"score  {low}", _SMALL) + 10
-    bar = min(260, width // 4)
+    # What the words leave; a sheet of few frames is narrow.
+    bar = max(24, min(260, corner[0] + width - left - 10 - text.width(high, _SMALL)))
     ramp = colours.viridis(np.linspace(0, 1, bar))[None].repeat(14, axis=0)
     sheet.paste(Image.fromarray(np.rint(ramp).astype(np.uint8)), (left, middle - 7))
     text.draw_text(draw, (left + bar + 10, middle), high, _SMALL, colours.MUTED, "lm")

@@ -19,8 +19,8 @@ def check_overlay_path(path: str | os.PathLike[str]) -> Path:
     """`path`, if an overlay can be written there; costs nothing, so ask before long work.
 
     Raises:
-        InvalidInputError: if the name ends neither in `.png` nor in `.mp4`, or its folder is not
-            there.
+        InvalidInputError: if the name ends neither in `.png` nor in `.mp4`, is a folder's, or its
+            folder is not there or takes no files.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -32,6 +32,17 @@ def check_overlay_path(path: str | os.PathLike[str]) -> Path:
         raise InvalidInputError(
             f"overlay {str(path)!r} cannot be written: there is no folder {str(path.parent)!r}"
         )
+    if path.is_dir():
+        raise InvalidInputError(f"overlay {str(path)!r} is a folder; expected the name of a file")
+    try:
+        # Rights alone do not tell: file systems are read-only, or take no files from anybody.
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InvalidInputError(
+            f"overlay {str(path)!r} cannot be written: the folder {str(path.parent)!r} takes no "
+            f"files ({error.strerror})"
+        ) from error
     return path
 
 
@@ -65,7 +76,8 @@ def write_overlay(
         The path.
 
     Raises:
-        InvalidInputError: if the parts do not fit together, or the name has another ending.
+        InvalidInputError: if the parts do not fit together, or `check_overlay_path` refuses the
+            path.
         MissingDependencyError: if Pillow is not installed.
     """
     path = check_overlay_path(path)

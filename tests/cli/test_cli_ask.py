@@ -151,3 +151,54 @@ def test_usage_errors_are_no_errors_of_the_library():
     from cacovid.errors import CacovidError
 
     assert not issubclass(UsageError, CacovidError)
+
+
+def test_the_overlay_never_replaces_the_video(capsys, clip):
+    before = clip.read_bytes()
+    assert main(["ask", str(clip), QUESTION, "--overlay", str(clip)]) == 2
+    seen = capsys.readouterr()
+    assert seen.out == "" and "is the video itself" in seen.err
+    assert clip.read_bytes() == before
+
+
+def test_a_folder_is_no_video(capsys, tmp_path):
+    assert main(["ask", str(tmp_path), QUESTION]) == 1
+    seen = capsys.readouterr()
+    # Told at once: no stage has begun.
+    assert "is a directory" in seen.err and len(seen.err.splitlines()) == 1 and seen.out == ""
+
+
+@pytest.mark.parametrize("policy", ["nowhere", "attention", "no/such/folder"])
+def test_a_policy_that_is_not_there_is_told_as_a_policy(capsys, clip, policy):
+    assert main(["ask", str(clip), QUESTION, "--policy", policy]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--policy" in line and policy in line and "config.json" in line
+
+
+def test_an_answer_without_text_is_named(capsys, clip, model_dir, monkeypatch):
+    from cacovid.models.video_qa import VideoQA
+
+    monkeypatch.setattr(VideoQA, "_generate", lambda self, pruned, clock, longest: "")
+    assert main(["ask", str(clip), QUESTION, "--model", str(model_dir)]) == 0
+    assert capsys.readouterr().out.startswith("(the model said nothing)\n")
+
+
+def test_the_overlay_names_question_answer_method_and_share(
+    capsys, clip, model_dir, tmp_path, monkeypatch
+):
+    from cacovid.viz import overlay
+
+    given = {}
+    write = overlay.write_overlay
+
+    def keep(path, *parts, **named):
+        given.update(named)
+        return write(path, *parts, **named)
+
+    monkeypatch.setattr(overlay, "write_overlay", keep)
+    answer = ask_json(
+        capsys, clip, QUESTION, "--model", model_dir, "--retention", "0.25", "--method", "uniform",
+        "--overlay", tmp_path / "out.png",
+    )["answer"]  # fmt: skip
+    assert given["caption"] == (QUESTION, answer, "method uniform, retention 0.25")
+    assert len(given["timestamps"]) == 16

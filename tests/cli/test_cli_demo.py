@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from cacovid.cli import main
 
 
@@ -9,6 +11,12 @@ def test_the_demo_tells_and_draws(capsys, model_dir, tmp_path):
     folder = tmp_path / "demo"
     assert main(["demo", "--folder", str(folder), "--model", str(model_dir)]) == 0
     out = capsys.readouterr().out
+    # Untrained, the model never stops by itself; a small table it has to be.
+    assert len(out.splitlines()) < 40
+    assert f"Model {model_dir}, method attention" in out and "Embedded" not in out
+    # What it proposes to type can be typed.
+    (proposed,) = (line for line in out.splitlines() if line.startswith("Yours:"))
+    assert main([*shlex.split(proposed)[2:], "--max-new-tokens", "2"]) == 0
     assert all(share in out for share in ("100%", "25%", "10%"))
     assert all(tokens in out for tokens in ("576 -> 576", "576 -> 144", "576 -> 57"))
     assert "no public benchmark run" in out
@@ -20,7 +28,10 @@ def test_the_demo_tells_and_draws(capsys, model_dir, tmp_path):
     ]  # fmt: skip
 
 
-def test_the_demo_refuses_what_cannot_be(capsys):
+def test_the_demo_refuses_what_cannot_be(capsys, tmp_path):
     assert main(["demo", "--method", "nosuch"]) == 2
     assert main(["demo", "--seed", "-1"]) == 2
-    assert capsys.readouterr().out == ""
+    (tmp_path / "file").touch()
+    assert main(["demo", "--folder", str(tmp_path / "file")]) == 2
+    seen = capsys.readouterr()
+    assert seen.out == "" and "is a file" in seen.err

@@ -110,7 +110,7 @@ def test_progress_on_a_terminal_counts_the_stages():
         shown.stage(name)
     assert bar.seen == [
         ("Starting", 0, 2),
-        ("Loading the model", 0, 2),
+        ("Loading model", 0, 2),
         ("Reading the video", 1, 2),
         ("more", 2, 3),
     ]

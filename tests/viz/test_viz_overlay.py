@@ -12,9 +12,10 @@ from PIL import Image
 from cacovid import methods
 from cacovid.errors import InvalidInputError
 from cacovid.types import Grid, Scores, Selection
-from cacovid.viz import colours, write_overlay
+from cacovid.viz import check_overlay_path, colours, write_overlay
 from cacovid.viz.clip import clip_fps, clip_frames
 from cacovid.viz.frame import paint_frame
+from cacovid.viz.furniture import legend_height
 from cacovid.viz.sheet import _layout, draw_sheet
 from cacovid.viz.subject import make_subject
 from cacovid.viz.text import font_for, width, wrap
@@ -214,3 +215,48 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
     with pytest.raises(InvalidInputError, match="no folder"):
         write_overlay(tmp_path / "no" / "a.png", frames, grid, None, kept)
     assert os.listdir(tmp_path) == []
+
+
+def test_the_legend_ends_inside_a_narrow_sheet():
+    grid = Grid([(1, 2, 2)])
+    scores = Scores(torch.tensor([0.000123456, 0.0012, 0.0034, 0.00987654]))
+    subject = make_subject(noise(1, 20, 20), grid, scores, selection(grid, [3]), None, None)
+    sheet = np.asarray(draw_sheet(subject)).astype(int)
+    legend = sheet[-legend_height() - 28 :]
+    drawn = np.abs(legend - colours.BACKGROUND).max(axis=(0, 2)) > 8
+    # The margin right of it is free, and the upper end's number is there: the ramp's yellow end
+    # is not the last thing drawn.
+    assert not drawn[-20:].any()
+    last = int(np.flatnonzero(drawn)[-1])
+    yellow = np.flatnonzero((np.abs(legend - (253, 231, 37)).max(axis=2) < 12).any(axis=0))[-1]
+    assert last > yellow + 10
+
+
+@pytest.mark.parametrize("ending", ["png", "mp4"])
+def test_a_place_that_takes_no_file_is_told_beforehand(tmp_path, ending):
+    (tmp_path / f"folder.{ending}").mkdir()
+    with pytest.raises(InvalidInputError, match="is a folder"):
+        check_overlay_path(tmp_path / f"folder.{ending}")
+    with pytest.raises(InvalidInputError, match="no folder"):
+        check_overlay_path(tmp_path / "absent" / f"out.{ending}")
+    assert check_overlay_path(tmp_path / f"out.{ending}") == tmp_path / f"out.{ending}"
+    assert [path.name for path in tmp_path.iterdir()] == [f"folder.{ending}"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="asks for a folder without files")
+def test_a_folder_that_takes_no_files_is_told_beforehand():
+    # Refused for root as well, whom rights alone do not stop.
+    with pytest.raises(InvalidInputError, match="takes no files"):
+        check_overlay_path("/proc/out.png")
+
+
+def test_small_kept_tokens_still_show_their_scores():
+    # 14 x 14 tokens in a cell of a sheet of 32 frames.
+    frame = np.full((180, 320, 3), 128, dtype=np.uint8)
+    kept, heat = np.zeros((14, 14), dtype=bool), np.ones((14, 14))
+    kept[4:9, 4:9] = True
+    picture = np.asarray(paint_frame(frame, (272, 153), kept, heat)).astype(int)
+    yellow = (np.abs(picture - colours.viridis(np.array(1.0))).max(axis=2) <= 1).sum()
+    assert yellow > 100
+    # The rim is narrow: most of what is kept is still seen.
+    assert (picture == 128).all(axis=2).sum() > 2500
