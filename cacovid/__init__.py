@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ops,
         policies,
         reference,
+        session,
         settings,
         synthetic,
         types,
@@ -42,17 +43,21 @@ if TYPE_CHECKING:
         SelfAttentionPolicy,
         load_policy,
     )
+    from cacovid.session import CompressionSession, Pruned, ReadQuestion
     from cacovid.types import Grid, Prompt, Scores, Selection
 
 __all__ = [
     "CacovidError",
+    "CompressionSession",
     "CrossAttentionConfig",
     "CrossAttentionPolicy",
     "Grid",
     "InvalidInputError",
     "MissingDependencyError",
     "Prompt",
+    "Pruned",
     "PrunedInputs",
+    "ReadQuestion",
     "Scores",
     "Selection",
     "SelfAttentionConfig",
@@ -71,6 +76,7 @@ __all__ = [
     "policies",
     "prune_inputs",
     "reference",
+    "session",
     "settings",
     "synthetic",
     "types",
@@ -100,6 +106,11 @@ _FROM = {
         "SelfAttentionConfig",
         "SelfAttentionPolicy",
         "load_policy",
+    ),
+    "cacovid.session": (
+        "CompressionSession",
+        "Pruned",
+        "ReadQuestion",
     ),
     "cacovid.types": (
         "Grid",

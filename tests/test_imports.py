@@ -22,7 +22,7 @@ OPS = {"ops", "reference", "kernels", "backends", "_extension", "settings"} | LE
 POLICIES = {"policies"} | OPS
 METHODS = {"methods"} | POLICIES
 MODELS = {"models"} | METHODS | SIDE
-TOP = MODELS | {"doctor", "_version"}
+TOP = MODELS | {"doctor", "session", "_version"}
 MAY_IMPORT = {
     "errors": set(),
     "_version": set(),
@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "ops": OPS - {"ops"},
     "policies": OPS,
     "methods": POLICIES,
+    "session": POLICIES,
     "models": METHODS | {"video", "viz"},
     "video": {"errors"},
     "viz": LEAVES | {"video"},

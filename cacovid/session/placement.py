@@ -1,0 +1,51 @@
+"""Where a session and its policy stand."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from cacovid.errors import InvalidInputError
+
+
+def device_of(policy: Any, device: torch.device | str | None) -> torch.device:
+    """The device that is asked for, with its index, or that of the policy's weights.
+
+    Raises:
+        InvalidInputError: for a device that is not there, or neither a CPU nor a CUDA device.
+    """
+    if device is None:
+        weights = policy.parameters() if isinstance(policy, nn.Module) else ()
+        return next((weight.device for weight in weights), torch.device("cpu"))
+    given = torch.device(device)
+    if given.type == "cpu":
+        return torch.device("cpu")
+    if given.type != "cuda":
+        raise InvalidInputError(f"device is {str(device)!r}; expected cpu or cuda")
+    if not torch.cuda.is_available():
+        raise InvalidInputError(
+            f"device is {str(device)!r}, but torch sees no CUDA device; `cacovid doctor` says why"
+        )
+    index = torch.cuda.current_device() if given.index is None else given.index
+    if index >= torch.cuda.device_count():
+        raise InvalidInputError(
+            f"device is {str(device)!r}; there are {torch.cuda.device_count()} CUDA devices"
+        )
+    return torch.device("cuda", index)
+
+
+def with_weights_on(policy: Any, device: torch.device) -> Any:
+    """The policy, or a copy of it on the device: the caller's own is not moved."""
+    if not isinstance(policy, nn.Module):
+        return policy
+    if all(weight.device == device for weight in policy.parameters()):
+        return policy
+    return copy.deepcopy(policy).to(device)
+
+
+def first(*values: Any) -> Any:
+    """The first value that is not None."""
+    return next((value for value in values if value is not None), None)
