@@ -10,7 +10,6 @@ from cacovid.synthetic.tiny.language import (
     LanguageRecipe,
     LanguageStage,
     QuestionWriter,
-    TrainingClips,
     build_batch,
     train_language,
 )
@@ -92,40 +91,27 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(tokenizer, scenes, tmp
     video = features(3).half()
     first = LanguageStage(2, ("colour", "shape"), 3, 0.0, (0.02, 0.02))
     second = LanguageStage(4, ("pattern", "order"), 3, 0.5, (0.03, 1.0), auxiliary_weight=0.2)
-    third = LanguageStage(3, ("shape", "order"), 3, 0.5, (0.03, 1.0), vision_weight=0.1)
-    recipe = LanguageRecipe(
-        stages=(first, second, third), batch=2, checkpoint_every=2, compile=False
-    )
-    frames = [np.stack([scene.rendering.frames for scene in scenes[:3]])]
+    recipe = LanguageRecipe(stages=(first, second), batch=2, checkpoint_every=2, compile=False)
 
     class Stopped(Exception):
         pass
 
-    class Stops(list):
-        def __init__(self, clips, reads):
-            super().__init__(clips)
-            self.left = reads
+    class StopsInStageTwo(list):
+        reads = 0
 
         def __getitem__(self, index):
-            if not self.left:
+            StopsInStageTwo.reads += 1
+            if StopsInStageTwo.reads > 9:
                 raise Stopped
-            self.left -= 1
             return super().__getitem__(index)
 
     def trained(folder, data):
-        torch.manual_seed(0)  # the heads'
         model = build_model(tokenizer)
-        vision = model.model.vision_tower.state_dict()
-        before = {name: tensor.clone() for name, tensor in vision.items()}
-        train_language(model, tokenizer, TrainingClips(data, video, frames), folder, recipe)
-        after = model.model.vision_tower.state_dict()
-        assert any(not torch.equal(before[name], after[name]) for name in before)
+        train_language(model, tokenizer, data, video, folder, recipe)
         return model.state_dict()
 
     with pytest.raises(Stopped):
-        trained(tmp_path / "stopped", Stops(clips, 9))  # in the second stage
-    with pytest.raises(Stopped):
-        trained(tmp_path / "stopped", Stops(clips, 4 + 5))  # in the third
+        trained(tmp_path / "stopped", StopsInStageTwo(clips))
     resumed = trained(tmp_path / "stopped", clips)
     through = trained(tmp_path / "through", clips)
     assert all(torch.equal(resumed[name], through[name]) for name in through)

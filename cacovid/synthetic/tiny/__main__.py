@@ -1,10 +1,9 @@
 """Trains and evaluates the embedded model.
 
     python -m cacovid.synthetic.tiny train --work runs/tiny --output cacovid/assets/tiny
-    python -m cacovid.synthetic.tiny refine --model cacovid/assets/tiny --output runs/tiny/refined
     python -m cacovid.synthetic.tiny evaluate --output bench/results/tiny-model.md
 
-`train` and `refine` may be stopped at any time and run again: they take up at the last checkpoint.
+`train` may be stopped at any time and run again: it takes up at the last checkpoint.
 """
 
 from __future__ import annotations
@@ -36,13 +35,6 @@ def main() -> int:
     train.add_argument(
         "--language-steps", type=int, nargs="+", help="steps of each stage of the language model"
     )
-    refine = commands.add_parser("refine", help="train a stored model further, by the last stage")
-    refine.add_argument("--model", type=Path, default=Path("cacovid/assets/tiny"))
-    refine.add_argument("--work", type=Path, default=Path("runs/tiny"), help="clips, checkpoint")
-    refine.add_argument("--output", type=Path, default=Path("runs/tiny/refined"))
-    refine.add_argument("--threads", type=int, default=os.cpu_count())
-    refine.add_argument("--clips", type=int, help="training clips")
-    refine.add_argument("--steps", type=int, help="updates")
     evaluate = commands.add_parser("evaluate", help="write the table of accuracies and the gate")
     evaluate.add_argument("--model", type=Path, default=Path("cacovid/assets/tiny"))
     evaluate.add_argument("--output", type=Path, default=Path("bench/results/tiny-model.md"))
@@ -54,7 +46,7 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(args.threads)
-    return {"train": _train, "refine": _refine, "evaluate": _evaluate}[args.command](args)
+    return _train(args) if args.command == "train" else _evaluate(args)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -78,22 +70,6 @@ def _train(args: argparse.Namespace) -> int:
             for stage, steps in zip(stages, args.language_steps, strict=True)
         )
     model, tokenizer = train(args.work, recipe)
-    export(model, tokenizer, args.output)
-    print(f"stored in {args.output}")
-    return 0
-
-
-def _refine(args: argparse.Namespace) -> int:
-    from cacovid.synthetic.tiny.export import export
-    from cacovid.synthetic.tiny.recipe import Recipe, refine
-
-    recipe = Recipe()
-    if args.clips is not None:
-        recipe.clips = args.clips
-    if args.steps is not None:
-        *before, last = recipe.language.stages
-        recipe.language.stages = (*before, replace(last, steps=args.steps))
-    model, tokenizer = refine(args.work, recipe, args.model)
     export(model, tokenizer, args.output)
     print(f"stored in {args.output}")
     return 0

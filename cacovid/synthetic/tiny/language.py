@@ -1,17 +1,16 @@
 """Stage 2: the language model, on features computed once, many questions packed after one video.
 
-The last stage trains the vision tower too, on the frames. No question sees another. Video tokens
-are dropped at random in most batches (original positions are kept), so that the model tolerates
-pruning. Auxiliary heads tell every video token what the answers are built from (when it is, which
-way its object moves, what came before): they speed the learning of motion and order by a lot and
-are thrown away afterwards.
+No question sees another. Video tokens are dropped at random in most batches (original positions
+are kept), so that the model tolerates pruning. Auxiliary heads tell every video token what the
+answers are built from (when it is, which way its object moves, what came before): they speed the
+learning of motion and order by a lot and are thrown away afterwards.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +28,9 @@ from cacovid.synthetic.questions import (
     word_question,
 )
 from cacovid.synthetic.tiny.checkpoint import load_checkpoint, save_checkpoint
-from cacovid.synthetic.tiny.data import Clip, clip_frames
+from cacovid.synthetic.tiny.data import Clip
 from cacovid.synthetic.tiny.model import LATE_LAYERS, TEXT_WIDTH
 from cacovid.synthetic.tiny.tokenizer import END, START
-from cacovid.synthetic.tiny.vision import (
-    DenseHeads,
-    compute_features,
-    dense_losses,
-    targets,
-    video_features,
-)
 
 EVERY_TYPE = tuple(QUESTION_TYPES)
 
@@ -61,8 +53,6 @@ class LanguageStage:
         mention_weight: Of the losses of the words that name an object.
         word_weight: Of the answer's word before the last layer, which then finds its letter.
         asleep: Decoder layers that are not trained yet, of `LATE_LAYERS`.
-        vision_weight: Of what every video token is told of its object (as in the vision stage);
-            above 0 the vision tower and the projector are trained too, on the clips' frames.
         rate: Of Muon; AdamW's is half of it. Warm-up over 50 steps, then a half cosine.
         final: The rate at the end, as a share of `rate`.
     """
@@ -78,7 +68,6 @@ class LanguageStage:
     auxiliary_weight: float = 0.0
     mention_weight: float = 0.0
     word_weight: float = 0.0
-    vision_weight: float = 0.0
     asleep: tuple[int, ...] = LATE_LAYERS
     rate: float = 2e-3
     final: float = 1.0
@@ -122,23 +111,6 @@ STAGES = (
         mention_weight=0.2,
         word_weight=0.3,
         asleep=(),
-        final=0.02,
-    ),
-    LanguageStage(
-        1200,
-        EVERY_TYPE,
-        14,
-        0.5,
-        (0.01, 1.0),
-        served=0.6,
-        full_share=0.5,
-        random_share=0.1,
-        auxiliary_weight=0.05,
-        mention_weight=0.1,
-        word_weight=0.3,
-        vision_weight=0.3,
-        asleep=(),
-        rate=1e-3,
         final=0.02,
     ),
 )
@@ -465,127 +437,80 @@ def forward(model: Any, batch: Batch, decoder: Any = None) -> tuple[Tensor, tupl
     return hidden.float() @ model.get_input_embeddings().weight.T, out.hidden_states
 
 
-@dataclass(frozen=True)
-class TrainingClips:
-    """Clips, what the vision tower makes of them, and their frames.
-
-    Args:
-        clips: What they show and what may be asked.
-        features: `[clips, 576, D]`, computed once.
-        frames: One array per shard of 100 clips; empty where no stage trains the vision tower.
-    """
-
-    clips: list[Clip]
-    features: Tensor
-    frames: list[np.ndarray] = field(default_factory=list)
-
-
 def train_language(
     model: Any,
     tokenizer: Any,
-    train: TrainingClips,
+    clips: list[Clip],
+    features: Tensor,
     folder: Path,
     recipe: LanguageRecipe,
-    validation: TrainingClips | None = None,
-    first: int = 1,
+    validation: tuple[list[Clip], Tensor] | None = None,
 ) -> None:
     """Trains the language model and the word embeddings; resumable.
 
     Every stage starts from the last one's weights with fresh optimizers, and leaves
     `language-{number}.pt` in the folder: a changed stage is trained again by deleting its file
     and those of the stages after it.
-
-    Args:
-        model: Trained in place.
-        tokenizer: Its tokenizer.
-        train: What it learns from.
-        folder: Of the checkpoints.
-        recipe: Settings.
-        validation: What its accuracy is reported on.
-        first: Number of the stage to begin with; the model is taken as the ones before left it.
     """
-    run = _Run(
-        model,
-        model.model.language_model,
-        QuestionWriter(tokenizer),
-        AuxiliaryHeads(),
-        DenseHeads(model.get_input_embeddings(), tokenizer, _UNIT_FEATURES_SCALE),
-        train,
-        validation,
-        folder,
-        recipe,
-    )
+    writer = QuestionWriter(tokenizer)
+    heads = AuxiliaryHeads()
+    decoder = model.model.language_model
     if recipe.compile:
-        run.decoder = torch.compile(run.decoder, dynamic=True)
-    for number in range(first, len(recipe.stages) + 1):
-        _train_stage(run, number)
+        decoder = torch.compile(decoder, dynamic=True)
+    for number in range(1, len(recipe.stages) + 1):
+        _train_stage(
+            model, decoder, heads, writer, clips, features, folder, recipe, number, validation
+        )
 
 
-@dataclass
-class _Run:
-    model: Any
-    decoder: Any
-    writer: QuestionWriter
-    heads: AuxiliaryHeads
-    vision_heads: DenseHeads
-    train: TrainingClips
-    validation: TrainingClips | None
-    folder: Path
-    recipe: LanguageRecipe
-
-
-def _train_stage(run: _Run, number: int) -> None:
-    model, heads, recipe, train = run.model, run.heads, run.recipe, run.train
+def _train_stage(
+    model: Any,
+    decoder: Any,
+    heads: AuxiliaryHeads,
+    writer: QuestionWriter,
+    clips: list[Clip],
+    features: Tensor,
+    folder: Path,
+    recipe: LanguageRecipe,
+    number: int,
+    validation: tuple[list[Clip], Tensor] | None,
+) -> None:
     stage = recipe.stages[number - 1]
     for number_of, layer in enumerate(model.model.language_model.layers):
         layer.requires_grad_(number_of not in stage.asleep)
+    weights = [
+        *(p for p in model.model.language_model.parameters() if p.requires_grad),
+        *heads.parameters(),
+        model.model.image_newline,
+    ]
     layers = model.model.language_model.layers
     matrices = [p for p in layers.parameters() if p.ndim == 2 and p.requires_grad]
-    trained = [model.model.language_model, heads]
-    modules = {"model": model, "heads": heads}
-    if stage.vision_weight:
-        trained += [model.model.vision_tower, model.model.multi_modal_projector, run.vision_heads]
-        modules["vision_heads"] = run.vision_heads
-    # The heads of the vision stage hold the word embeddings too.
-    found = {id(p): p for part in trained for p in part.parameters() if p.requires_grad}
-    weights = [*found.values(), model.model.image_newline]
     optimizers = _Optimizers(weights, matrices, recipe.weight_decay)
-    path = run.folder / f"language-{number}.pt"
+    path = folder / f"language-{number}.pt"
+    modules = {"model": model, "heads": heads}
     start = load_checkpoint(path, modules, optimizers)
     began = time.monotonic()
     for step in range(start, stage.steps):
         optimizers.set_rate(stage.rate_at(step))
         rng = np.random.default_rng([recipe.seed, 2, number, step])
-        chosen = rng.integers(0, len(train.clips), recipe.batch)
-        group = [train.clips[i] for i in chosen]
+        chosen = rng.integers(0, len(clips), recipe.batch)
+        group = [clips[i] for i in chosen]
         asked = [
             draw_questions(rng, clip, stage.questions, stage.types, stage.multiple_choice)
             for clip in group
         ]
-        if stage.vision_weight:
-            with torch.autocast("cpu", torch.bfloat16):
-                seen = video_features(model, clip_frames(train.frames, chosen)).float()
-            features = seen.view(len(group), -1, TEXT_WIDTH)
-        else:
-            features = train.features[chosen].float()
         keep, share = choose_tokens(rng, asked, stage)
-        batch = build_batch(model, run.writer, features, keep, asked, share)
-        logits, states = forward(model, batch, run.decoder)
+        batch = build_batch(model, writer, features[chosen].float(), keep, asked, share)
+        logits, states = forward(model, batch, decoder)
         each = F.cross_entropy(logits, batch.answer_ids, reduction="none")
         loss = (each * batch.answer_weight).sum() / batch.answer_weight.sum()
         told = f"answer {loss.item():.3f}"
-        if stage.vision_weight:
-            dense = torch.stack(
-                list(dense_losses(run.vision_heads, seen, targets(group)).values())
-            ).sum()
-            told += f" vision {dense.item():.3f}"
-            loss = loss + stage.vision_weight * dense
         if stage.auxiliary_weight:
             aux = auxiliary_loss(heads, states, keep, group)
             told += f" auxiliary {aux.item():.3f}"
             loss = loss + stage.auxiliary_weight * aux
         if stage.word_weight:
-            loss = loss + stage.word_weight * word_loss(model, run.writer, states, batch)
+            loss = loss + stage.word_weight * word_loss(model, writer, states, batch)
         if stage.mention_weight:
             named = mention_loss(heads, states, batch, group)
             told += f" mentions {named.item():.3f}"
@@ -600,21 +525,8 @@ def _train_stage(run: _Run, number: int) -> None:
             print(f"stage {number} {done}/{stage.steps} {spent:.0f}s {told}", flush=True)
         if done % recipe.checkpoint_every == 0 or done == stage.steps:
             save_checkpoint(path, done, modules, optimizers)
-            if run.validation is not None:
-                held = run.validation
-                if stage.vision_weight:
-                    count = min(_REPORTED_CLIPS, len(held.clips))
-                    features = compute_features(model, held.frames, count)
-                    held = TrainingClips(held.clips[:count], features)
-                print(describe_accuracy(accuracy_by_type(model, run.writer, held)), flush=True)
-
-
-#: What logits of unit features over the words are multiplied with at first: in the vision stage
-#: features are about this long.
-_UNIT_FEATURES_SCALE = 16.0
-
-#: Clips that the accuracy during the training is reported on.
-_REPORTED_CLIPS = 64
+            if validation is not None:
+                print(describe_accuracy(accuracy_by_type(model, writer, *validation)), flush=True)
 
 
 class _Optimizers:
@@ -657,11 +569,10 @@ class _Optimizers:
 
 @torch.no_grad()
 def accuracy_by_type(
-    model: Any, writer: QuestionWriter, held: TrainingClips, count: int = _REPORTED_CLIPS
+    model: Any, writer: QuestionWriter, clips: list[Clip], features: Tensor, count: int = 64
 ) -> dict[str, tuple[int, int]]:
     """Right answers and questions of each type, uncompressed, on stored clips (first word)."""
     model.eval()
-    clips, features = held.clips, held.features
     tally: dict[str, list[int]] = {}
     for begin in range(0, min(count, len(clips)), 8):
         part = clips[begin : begin + 8]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cacovid.synthetic.tiny.checkpoint import load_checkpoint
 from cacovid.synthetic.tiny.data import load_clips, make_clips
-from cacovid.synthetic.tiny.language import LanguageRecipe, TrainingClips, train_language
+from cacovid.synthetic.tiny.language import LanguageRecipe, train_language
 from cacovid.synthetic.tiny.model import build_model
 from cacovid.synthetic.tiny.tokenizer import build_tokenizer
 from cacovid.synthetic.tiny.vision import DenseHeads, compute_features, train_vision
@@ -76,47 +76,7 @@ def train(folder: Path, recipe: Recipe) -> tuple[Any, Any]:
     scale_projector(model, 1.0 / scale)
     features, held_features = features / scale, held_features / scale
     train_language(
-        model,
-        tokenizer,
-        TrainingClips(clips, features, frames),
-        folder,
-        recipe.language,
-        TrainingClips(held, held_features, held_frames),
-    )
-    return model, tokenizer
-
-
-def refine(folder: Path, recipe: Recipe, stored: Path) -> tuple[Any, Any]:
-    """Trains a stored model further by the recipe's last stage, which also trains its vision.
-
-    Args:
-        folder: Clips and the stage's checkpoint; resumable.
-        recipe: Settings.
-        stored: The model's directory; it is read only.
-
-    Returns:
-        The model and its tokenizer.
-    """
-    from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
-
-    clips_folder = folder / "clips"
-    make_clips(clips_folder, "validation", recipe.validation_clips)
-    make_clips(clips_folder, "train", recipe.clips)
-    clips, frames = load_clips(clips_folder, "train", recipe.clips)
-    held, held_frames = load_clips(clips_folder, "validation", recipe.validation_clips)
-    tokenizer = AutoTokenizer.from_pretrained(stored)
-    torch.manual_seed(recipe.seed)
-    model = LlavaOnevisionForConditionalGeneration.from_pretrained(stored, dtype=torch.float32)
-    model.train()
-    nothing = torch.empty(0)  # the last stage computes features of the frames
-    train_language(
-        model,
-        tokenizer,
-        TrainingClips(clips, nothing, frames),
-        folder,
-        recipe.language,
-        TrainingClips(held, nothing, held_frames),
-        first=len(recipe.language.stages),
+        model, tokenizer, clips, features, folder, recipe.language, (held, held_features)
     )
     return model, tokenizer
 

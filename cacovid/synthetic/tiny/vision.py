@@ -24,15 +24,9 @@ from cacovid.synthetic.tiny.model import TEXT_WIDTH
 
 
 class DenseHeads(nn.Module):
-    """Heads of stage 1; thrown away after it, except for the word embeddings they shape.
+    """Heads of stage 1; thrown away after it, except for the word embeddings they shape."""
 
-    Args:
-        embedding: The word embeddings.
-        tokenizer: Knows the attributes' words.
-        scale: What the logits of the words start with as a factor; trained.
-    """
-
-    def __init__(self, embedding: nn.Embedding, tokenizer: Any, scale: float = 1.0) -> None:
+    def __init__(self, embedding: nn.Embedding, tokenizer: Any) -> None:
         super().__init__()
         self.embedding = embedding
         for name, words in (
@@ -42,7 +36,7 @@ class DenseHeads(nn.Module):
         ):
             ids = torch.tensor(tokenizer.convert_tokens_to_ids(list(words)))
             self.register_buffer(name, ids, persistent=False)
-        self.scale = nn.Parameter(torch.tensor(scale))
+        self.scale = nn.Parameter(torch.tensor(1.0))
         self.kind = nn.Linear(TEXT_WIDTH, 3)
         self.column = nn.Linear(TEXT_WIDTH, world.CELLS)
         self.row = nn.Linear(TEXT_WIDTH, world.CELLS)
