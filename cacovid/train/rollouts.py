@@ -1,8 +1,8 @@
 """The combinations of tokens that a frozen model is tried on.
 
 Token rollouts keep some tokens of every frame; frame rollouts keep a few frames, and inside them
-the density peaks (ALGORITHMS of CaCoVID, arXiv 2602.01649). `multinomial` and `uniform` are there
-for comparison: the same number of tokens, drawn without sub-spaces.
+the density peaks (ALGORITHMS of CaCoVID, arXiv 2602.01649). `mixed`, `multinomial` and `uniform`
+are there for comparison: the same number of tokens, not of one sub-space.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from cacovid import ops
+from cacovid import ops, reference
 from cacovid.errors import InvalidInputError
 from cacovid.types import Grid, Prompt, Scores
 
-Sampler: TypeAlias = Literal["ocss", "multinomial", "uniform"]
+Sampler: TypeAlias = Literal["ocss", "mixed", "multinomial", "uniform"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,10 @@ class RolloutSettings:
         token_rollouts: Rollouts over tokens, the greedy one included.
         frame_rollouts: Rollouts over frames, the greedy one included; 0: none, the frame scores
             are not trained.
-        sampler: `"ocss"`, or for comparison `"multinomial"` (the scores' softmax over a frame,
-            without replacement) or `"uniform"`.
+        sampler: `"ocss"`, or for comparison `"mixed"` (*ours*: every token of a frame by its
+            sub-space's probability times its weight there, so that tokens of several sub-spaces
+            meet), `"multinomial"` (the scores' softmax over a frame) or `"uniform"`; all without
+            replacement.
         subspace_factor: `lambda` of OCSS.
         max_subspace_prob: Cap on a sub-space's probability; None: `clip(2/l, 0.1, 0.9)`.
     """
@@ -132,26 +134,49 @@ def _token_masks(
             offset=draw,
         )
     else:
+        log_weights = scores
         if settings.sampler == "uniform":
-            scores = torch.zeros_like(scores)
-        kept = _plain_draws(scores, grid, ratio, count, seed, draw)
+            log_weights = scores = torch.zeros_like(scores)
+        elif settings.sampler == "mixed":
+            log_weights = _mixed_weights(scores, grid, ratio, settings).log()
+        kept = _plain_draws(log_weights, scores, grid, ratio, count, seed, draw)
     masks = torch.zeros((count, grid.num_tokens), dtype=torch.bool, device=scores.device)
     return masks.scatter_(1, kept.long(), True)
 
 
+def _mixed_weights(scores: Tensor, grid: Grid, ratio: float, settings: RolloutSettings) -> Tensor:
+    """`[N]` float64: probability of a token's sub-space times its weight there."""
+    parts = []
+    for frame in scores.view(grid.num_frames, -1):
+        own = reference.subspaces(
+            frame,
+            ratio,
+            subspace_factor=settings.subspace_factor,
+            max_subspace_prob=settings.max_subspace_prob,
+        )
+        parts.append(own.probabilities @ own.weights)
+    return torch.cat(parts)
+
+
 def _plain_draws(
-    scores: Tensor, grid: Grid, ratio: float, count: int, seed: int, draw: int
+    log_weights: Tensor,
+    scores: Tensor,
+    grid: Grid,
+    ratio: float,
+    count: int,
+    seed: int,
+    draw: int,
 ) -> Tensor:
-    """`[G, K]`: tokens drawn without replacement by the softmax over each frame; first the top."""
+    """`[G, K]`: tokens drawn without replacement by weights; first each frame's best scores."""
     frames = grid.num_frames
     each = grid.tokens_per_frame[0]
     keep = min(each, max(1, round(ratio * each)))
     generator = torch.Generator().manual_seed((seed * 1_000_003 + draw) % 2**63)
     noise = torch.rand((count, frames, each), generator=generator, dtype=torch.float64)
-    # Gumbel top-k: a draw without replacement by the weights exp(score).
+    # Gumbel top-k: a draw without replacement by the weights.
     gumbel = -torch.log(-torch.log(noise.clamp_(min=1e-300)))
-    gumbel[0] = 0.0
-    keys = scores.double().cpu().view(1, frames, each) + gumbel
+    keys = log_weights.double().cpu().view(1, frames, each) + gumbel
+    keys[0] = scores.double().cpu().view(frames, each)
     top = keys.topk(keep, dim=-1).indices.sort(dim=-1).values
     begins = torch.arange(frames)[None, :, None] * each
     return (top + begins).flatten(1).to(scores.device)

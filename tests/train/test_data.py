@@ -153,7 +153,7 @@ def test_the_ratio_follows_the_reward():
         RatioSettings(base=0)
 
 
-@pytest.mark.parametrize("sampler", ["ocss", "multinomial", "uniform"])
+@pytest.mark.parametrize("sampler", ["ocss", "mixed", "multinomial", "uniform"])
 def test_rollouts(sampler):
     from cacovid import Grid, Prompt, Scores
     from cacovid.train.rollouts import RolloutSettings, draw_rollouts
@@ -163,9 +163,7 @@ def test_rollouts(sampler):
         torch.randn(98, 8, generator=generator), torch.arange(98), torch.arange(1, 97),
         torch.tensor([97]), Grid([(16, 2, 3)]),
     )  # fmt: skip
-    scores = Scores(
-        torch.randn(96, generator=generator) * 3, torch.randn(16, generator=generator)
-    )
+    scores = Scores(torch.randn(96, generator=generator) * 3, torch.randn(16, generator=generator))
     settings = RolloutSettings(5, 4, sampler)
     drawn = draw_rollouts(scores, prompt, 0.3, settings, seed=1, draw=0)
     assert drawn.token_masks.view(5, 16, 6).sum(-1).eq(2).all()
