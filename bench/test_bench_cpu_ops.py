@@ -14,6 +14,7 @@ import torch
 
 from cacovid import ops
 from cacovid.backends import available
+from cacovid.policies import CrossAttentionConfig, CrossAttentionPolicy
 from cacovid.types import Grid
 
 GRID = Grid([(32, 14, 14)])
@@ -27,6 +28,15 @@ pytestmark = pytest.mark.parametrize(
         for name in ("cpu", "reference")
     ],
 )
+
+
+@pytest.mark.benchmark(group="score, N = 6272, D = 3584, C = 128, bf16")
+def test_score(benchmark: Any, backend: str) -> None:
+    torch.manual_seed(0)
+    policy = CrossAttentionPolicy(CrossAttentionConfig(hidden_size=3584)).requires_grad_(False)
+    video, fold = torch.randn(GRID.num_tokens, 3584).bfloat16(), policy.fold(torch.randn(40, 3584))
+    token, _ = benchmark(ops.score, video, fold, GRID, backend=backend)
+    assert token.shape == (GRID.num_tokens,)
 
 
 @pytest.mark.benchmark(group="select_tokens, N = 6272, r = 0.1")

@@ -100,15 +100,7 @@ def score(
     """
     grid = Grid.of(grid)
     folds = [fold] * grid.num_videos if isinstance(fold, ScoreFold) else list(fold)
-    if len(folds) != grid.num_videos:
-        raise InvalidInputError(
-            f"{len(folds)} folds were given for {grid.num_videos} videos; give one, or one each"
-        )
-    if video.dim() != 2 or video.shape[0] != grid.num_tokens:
-        raise InvalidInputError(
-            f"video is {tuple(video.shape)}; the grid {grid.sizes} has {grid.num_tokens} tokens: "
-            f"expected [{grid.num_tokens}, D]"
-        )
+    check_score(video, folds, grid)
     tokens, frames = [], []
     for rows, size, own in zip(
         video.split(list(grid.tokens_per_video)), grid.sizes, folds, strict=True
@@ -119,8 +111,34 @@ def score(
     return torch.cat(tokens), torch.cat(frames)
 
 
+def check_score(video: Tensor, folds: Sequence[ScoreFold], grid: Grid) -> None:
+    """Checks what needs no look at the values.
+
+    Args:
+        video: The video tokens' embeddings.
+        folds: One for each video.
+        grid: The packed videos.
+
+    Raises:
+        InvalidInputError: for shapes, dtypes or devices that do not fit each other.
+    """
+    if len(folds) != grid.num_videos:
+        raise InvalidInputError(
+            f"{len(folds)} folds were given for {grid.num_videos} videos; give one, or one each"
+        )
+    if video.dim() != 2 or video.shape[0] != grid.num_tokens:
+        raise InvalidInputError(
+            f"video is {tuple(video.shape)}; the grid {grid.sizes} has {grid.num_tokens} tokens: "
+            f"expected [{grid.num_tokens}, D]"
+        )
+    if not video.is_floating_point():
+        raise InvalidInputError(f"video is {video.dtype}; expected floating point embeddings")
+    for index, fold in enumerate(folds):
+        if index == 0 or fold is not folds[index - 1]:
+            _check_fold(video, fold)
+
+
 def _score_video(x: Tensor, size: tuple[int, int, int], fold: ScoreFold) -> tuple[Tensor, Tensor]:
-    _check_fold(x, fold)
     x = x.to(fold.columns.dtype)
     slots, features = fold.values.shape
     factor = torch.rsqrt(x.square().mean(dim=1, keepdim=True) + fold.eps)
@@ -180,3 +198,19 @@ def _check_fold(x: Tensor, fold: ScoreFold) -> None:
         raise InvalidInputError(
             f"the heads take {split[0]} and {split[1]} features; the fold has {features}"
         )
+    for name, head, width in (
+        ("token", fold.token, split[0]),
+        ("frame", fold.frame, split[1]),
+    ):
+        shapes = tuple(tuple(weight.shape) for weight in head)
+        if shapes != ((width,), (width, width), (width,), (1, width), (1,)):
+            raise InvalidInputError(
+                f"the {name} head's tensors are {shapes}; expected [P], [P, P], [P], [1, P] and "
+                f"[1] with P = {width}"
+            )
+    for tensor in (fold.columns, fold.values, *fold.token, *fold.frame):
+        if tensor.device != x.device:
+            raise InvalidInputError(
+                f"video is on {x.device} and a tensor of the fold on {tensor.device}; move them "
+                f"to one device"
+            )

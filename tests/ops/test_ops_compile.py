@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cacovid import ops
 from cacovid.ops.ocss_sample import flat_plan as ocss_integers
+from cacovid.ops.score import pack_folds
 from cacovid.ops.select_tokens import flat_plan as select_numbers
 from cacovid.reference.ocss import ocss_plan
 from cacovid.reference.select_tokens import select_plan
@@ -25,7 +26,13 @@ def _schema_arguments() -> list[tuple[str, tuple[Any, ...]]]:
     scores, frames = token_scores(grid.num_tokens, "ties"), token_scores(grid.num_frames, "normal")
     selection = select_numbers(select_plan(grid, 0.4))
     rollouts = ocss_integers(ocss_plan(grid, [0.3, 1.0, 0.2]))
+    (_, folds, _), _ = next(c for c in cases_of("score") if c.name.endswith("_own")).make()
+    packed = pack_folds(folds[:3])
+    video = torch.randn(grid.num_tokens, 24)
+    sizes = [3, 9, 0, 1, 1, 2, 2, 7, 1]
     return [
+        ("score", (video, *packed[:4], sizes, *packed[4:])),
+        ("score", (video.bfloat16(), *packed[:4], sizes, *packed[4:-1], 2.5)),
         ("select_tokens", (scores, frames, *selection)),
         ("select_tokens", (scores, None, *selection)),
         ("ocss_sample", (scores, rollouts, 4, -7, 3)),

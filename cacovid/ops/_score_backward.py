@@ -1,0 +1,136 @@
+"""Gradients of `score` by hand: what torch.compile can follow, and nothing of size N×D is kept.
+
+Backends may share it: only the product `dzᵀ x` reads the video a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cacovid.reference.score import HeadWeights, ScoreFold, difference_to_previous_frame
+
+
+def score_backward(
+    grad_token: Tensor,
+    grad_frame: Tensor,
+    video: Tensor,
+    folds: Sequence[ScoreFold],
+    sizes: Sequence[tuple[int, int, int]],
+    *,
+    of_video: bool,
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients with respect to the tensors of `cacovid.ops.score.PackedFolds`, and the video.
+
+    Args:
+        grad_token: `[N]`, of the token scores.
+        grad_frame: `[F]`, of the frame scores.
+        video: `[N, D]` float.
+        folds: The folds.
+        sizes: Frames, tokens of a frame and number of its fold, for each video.
+        of_video: Whether the video's gradient is wanted.
+
+    Returns:
+        Gradients of `video` (or None), `columns`, `values`, `token_head` and `frame_head`.
+    """
+    columns = [torch.zeros_like(fold.columns.T) for fold in folds]
+    values = [torch.zeros_like(fold.values) for fold in folds]
+    tokens: list[Tensor | None] = [None] * len(folds)
+    frames: list[Tensor | None] = [None] * len(folds)
+    videos = []
+    row, frame = 0, 0
+    for t, n, v in sizes:
+        own = _of_video(
+            grad_token[row : row + t * n],
+            grad_frame[frame : frame + t],
+            video[row : row + t * n].to(folds[v].columns.dtype),
+            folds[v],
+            t,
+            of_video,
+        )
+        columns[v], values[v] = columns[v] + own[1], values[v] + own[2]
+        tokens[v], frames[v] = _added(tokens[v], own[3]), _added(frames[v], own[4])
+        if own[0] is not None:
+            videos.append(own[0].to(video.dtype))
+        row, frame = row + t * n, frame + t
+    return (
+        torch.cat(videos) if of_video else None,
+        torch.cat(columns),
+        torch.cat(values),
+        torch.stack([_or_zeros(g, f.token) for g, f in zip(tokens, folds, strict=True)]),
+        torch.stack([_or_zeros(g, f.frame) for g, f in zip(frames, folds, strict=True)]),
+    )
+
+
+def _of_video(
+    grad_token: Tensor,
+    grad_frame: Tensor,
+    x: Tensor,
+    fold: ScoreFold,
+    frames: int,
+    of_video: bool,
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+    slots, features = fold.values.shape
+    per_frame = x.shape[0] // frames
+    factor = torch.rsqrt(x.square().mean(dim=1, keepdim=True) + fold.eps)
+    z = (x @ fold.columns) * factor
+    attention = torch.softmax(z[:, :slots].unflatten(1, (fold.heads, -1)), dim=-1)
+    u = z[:, slots : slots + features] + attention.flatten(1) @ fold.values
+    if fold.inter_frame:
+        u = u + difference_to_previous_frame(z[:, slots + features :], per_frame)
+    width = fold.token.input_bias.shape[0]
+    mean = u[:, width:].unflatten(0, (frames, -1)).mean(dim=1)
+
+    du_token, token_head = _head(u[:, :width], fold.token, grad_token, fold.score_bound)
+    du_mean, frame_head = _head(mean, fold.frame, grad_frame, fold.score_bound)
+    du = torch.cat([du_token, (du_mean / per_frame).repeat_interleave(per_frame, 0)], dim=1)
+    weighted = (du @ fold.values.T).unflatten(1, (fold.heads, -1))
+    logits = attention * (weighted - (attention * weighted).sum(dim=-1, keepdim=True))
+    parts = [logits.flatten(1), du]
+    if fold.inter_frame:  # each projection counts once here, once against the next frame
+        parts.append(du - F.pad(du, (0, 0, 0, per_frame))[per_frame:])
+    dz = torch.cat(parts, dim=1)
+    scaled = dz * factor
+    dx = None
+    if of_video:
+        along = (dz * z).sum(dim=1, keepdim=True) * factor.square() / x.shape[1]
+        dx = scaled @ fold.columns.T - x * along
+    return dx, scaled.T @ x, attention.flatten(1).T @ du, token_head, frame_head
+
+
+def _head(u: Tensor, head: HeadWeights, grad: Tensor, bound: float | None) -> tuple[Tensor, Tensor]:
+    """Gradients of a head's features `[M, P]`, and of its weights as one row."""
+    first = u + head.input_bias
+    hidden = F.silu(first)
+    second = F.linear(hidden, head.hidden, head.hidden_bias)
+    active = F.silu(second)
+    if bound is not None:
+        score = F.linear(active, head.output, head.output_bias)[:, 0]
+        grad = grad * (1.0 - torch.tanh(score / bound).square())
+    dsecond = grad[:, None] * head.output * _silu_slope(second)
+    dfirst = (dsecond @ head.hidden) * _silu_slope(first)
+    weights = (
+        dfirst.sum(0),
+        (dsecond.T @ hidden).flatten(),
+        dsecond.sum(0),
+        grad @ active,
+        grad.sum(0, keepdim=True),
+    )
+    return dfirst, torch.cat(weights)
+
+
+def _silu_slope(x: Tensor) -> Tensor:
+    share = torch.sigmoid(x)
+    return share * (1.0 + x * (1.0 - share))
+
+
+def _added(sum_: Tensor | None, other: Tensor) -> Tensor:
+    return other if sum_ is None else sum_ + other
+
+
+def _or_zeros(grad: Tensor | None, head: HeadWeights) -> Tensor:
+    # A fold that no video uses.
+    return torch.cat([w.flatten() for w in head]).zero_() if grad is None else grad
