@@ -78,8 +78,14 @@ class Run:
             Path(self.config.output),
             pretrained=pretrained,
             trackers=self.config.trackers,
+            evaluate=self._accuracy if self.held_out else None,
             **callbacks,
         )
+
+    def _accuracy(self) -> float:
+        result = self.evaluate()
+        assert result is not None
+        return result.accuracy
 
     def evaluate(self) -> Evaluation | None:
         """Greedy selection on the held-out questions; None without any."""

@@ -28,7 +28,8 @@ class TrainerSettings:
         log_every: Steps between log entries.
         checkpoint_every: Steps between checkpoints.
         keep_checkpoints: How many are kept.
-        evaluate_every: Steps between greedy evaluations; 0: only before and after.
+        evaluate_every: Steps between greedy evaluations on the held-out questions, logged as
+            `greedy`; 0: only before and after.
         max_unreadable: Share of samples with unreadable videos that stops the run (after 20).
     """
 

@@ -47,6 +47,8 @@ class Trainer:
             always written.
         on_step: Called after every step.
         on_warning: Called with what should be looked at.
+        evaluate: Accuracy of greedy selection now; called every `evaluate_every` steps, and logged
+            as `greedy`.
 
     Raises:
         MissingDependencyError: without `accelerate`.
@@ -64,6 +66,7 @@ class Trainer:
         trackers: tuple[str, ...] = (),
         on_step: OnStep | None = None,
         on_warning: Callable[[str], None] | None = None,
+        evaluate: Callable[[], float] | None = None,
     ) -> None:
         if not len(samples):
             raise InvalidInputError("there is no sample to train on")
@@ -74,6 +77,7 @@ class Trainer:
         self.folder = Path(folder)
         self.on_step = on_step
         self.on_warning = on_warning or (lambda text: None)
+        self.evaluate = evaluate
         self.unreadable: list[tuple[str, str]] = []
         self.log: list[dict[str, float]] = []
         self._collapsed = False
@@ -123,6 +127,11 @@ class Trainer:
         metrics: list[dict[str, float]] = []
         for step in range(first, steps):
             metrics += self._step(step)
+            every = self.settings.evaluate_every
+            if self.evaluate is not None and every and (step + 1) % every == 0:
+                self.policy.eval()
+                metrics.append({"greedy": self.evaluate()})
+                self.policy.train()
             entry = None
             if (step + 1) % self.settings.log_every == 0 or step + 1 == self.settings.steps:
                 entry = self._write_log(step + 1, metrics)

@@ -19,7 +19,10 @@ def config(tmp_path, model_dir):
             "rollouts": {"token_rollouts": 4, "frame_rollouts": 2},
             "ratio": {"base": 0.1},
         },
-        "training": {"steps": 3, "learning_rate": 1e-3, "checkpoint_every": 1, "log_every": 1},
+        "training": {
+            "steps": 3, "learning_rate": 1e-3, "checkpoint_every": 1, "log_every": 1,
+            "evaluate_every": 3,
+        },
         "evaluation": {"questions": 4},
     }
 
@@ -36,7 +39,10 @@ def test_train_prints_before_and_after(cacovid, config, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "greedy selection at 10%, 4 held-out questions: 0." in done.stdout
     assert "before" in done.stdout and "policy: out/policy" in done.stdout
-    assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 3
+    entries = [json.loads(x) for x in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    after = json.loads((tmp_path / "out" / "after.json").read_text())
+    assert len(entries) == 3 and ["greedy" in entry for entry in entries] == [False, False, True]
+    assert entries[2]["greedy"] == after["accuracy"]
     again = cacovid("train", config())
     assert again.returncode == 2 and "--resume" in again.stderr
     resumed = cacovid("train", config(), "--resume", "--json")
