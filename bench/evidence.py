@@ -2,12 +2,15 @@
 
     python bench/evidence.py train --runs ocss multinomial uniform imitation self --seeds 0 1 2
     python bench/evidence.py curves
-    python bench/evidence.py table --split test shifted
+    python bench/evidence.py table --split test
+    python bench/evidence.py table --split shifted
+    python bench/evidence.py shares --run ocss-0
 
 `train` runs `cacovid train` once for each run and seed (resumable; a finished one is left alone).
 `curves` draws reward and greedy accuracy over training. `table` compares all finished policies
-with the training-free methods and the oracles on test scenes, and writes Markdown and JSON.
-Everything is of the synthetic task; no public benchmark is run.
+with the training-free methods and the oracles on test scenes; `shares` tries the policy's share of
+the budget on validation scenes. Each writes Markdown and JSON. Everything is of the synthetic
+task; no public benchmark is run. Two commands at a time on two cores, with OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -16,33 +19,52 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+
+from cacovid.commands.progress import steps_bar
+from cacovid.evaluation.choosers import Chooser, MethodChooser, choosers
+from cacovid.evaluation.compare import Comparison, compare
+from cacovid.evaluation.results import markdown, result_rows, table
+from cacovid.methods import PolicyMethod
+from cacovid.models.defaults import model_location, reading_defaults
+from cacovid.models.processing import load_processor
+from cacovid.models.storage import load_whole
+from cacovid.policies import load_policy
+from cacovid.train.data import embedded_samples, read_sample_frames
+from cacovid.train.encoding import SampleEncoder
+from cacovid.train.rewards import LocalReward, freeze
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "evidence"
 RESULTS = ROOT / "bench" / "results"
 BASE = ROOT / "bench" / "configs" / "tiny-cross-attention.yaml"
 
-#: What each run changes in the base configuration.
+#: What each run changes in the base configuration. Runs of other `updates` have as many rollouts.
 CHANGES: dict[str, dict[str, Any]] = {
     "ocss": {},
     "multinomial": {"cpo": {"rollouts": {"sampler": "multinomial"}}},
     "uniform": {"cpo": {"rollouts": {"sampler": "uniform"}}},
+    "mixed": {"cpo": {"rollouts": {"sampler": "mixed"}}},
     "imitation": {
         "objective": "imitation",
-        "imitation": {"layer": 3, "queries": "question", "updates": 5},
+        "imitation": {"layer": 2, "queries": "question", "updates": 5},
     },
-    "self": {"policy": {"type": "self_attention"}},
-    "graded": {"reward": {"kind": "probability"}},
+    "self": {"policy": {"type": "self_attention", "settings": {"slots": None}}},
+    "correct": {"reward": {"kind": "correct"}},
+    "five-updates": {"cpo": {"updates": 5}, "training": {"steps": 0.4}},
     "fixed-ratio": {"cpo": {"ratio": {"dynamic": False}}},
     "lambda-1": {"cpo": {"rollouts": {"subspace_factor": 1.0}}},
     "lambda-4": {"cpo": {"rollouts": {"subspace_factor": 4.0}}},
     "thresholds-25-75": {"cpo": {"ratio": {"double_below": 0.25, "halve_above": 0.75}}},
     "thresholds-33-67": {"cpo": {"ratio": {"double_below": 0.33, "halve_above": 0.67}}},
 }
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 METHODS = (
     "random", "uniform", "attention:0:last", "attention:0:question", "attention:2:last",
     "attention:2:question", "blind-oracle", "blind-oracle-in-turn", "oracle",
@@ -59,10 +81,13 @@ def main() -> int:
     train.add_argument("--steps", type=int, help="steps of every run")
     commands.add_parser("curves")
     table = commands.add_parser("table")
-    table.add_argument("--split", nargs="+", default=["test", "shifted"])
+    table.add_argument("--split", default="test", choices=("test", "shifted", "validation"))
     table.add_argument("--questions", type=int, default=2000)
-    table.add_argument("--retention", nargs="+", default=["0.25", "0.2", "0.15", "0.1", "0.05"])
+    table.add_argument("--retention", nargs="+", type=float, default=[0.25, 0.2, 0.15, 0.1, 0.05])
     table.add_argument("--seed", type=int, default=0)
+    shares = commands.add_parser("shares")
+    shares.add_argument("--run", default="ocss-0")
+    shares.add_argument("--questions", type=int, default=500)
     args = parser.parse_args()
     if args.command == "train":
         for name in args.runs:
@@ -70,19 +95,33 @@ def main() -> int:
                 _train(name, seed, args.steps)
     elif args.command == "curves":
         _curves()
+    elif args.command == "shares":
+        _shares(RUNS / args.run / "policy", args.questions)
     else:
-        for split in args.split:
-            _table(split, args)
+        _table(args)
     return 0
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries, the changes on top."""
+    """Nested dictionaries, the changes on top; None takes an entry out."""
     out = dict(base)
     for name, value in changes.items():
+        if value is None:
+            out.pop(name, None)
+            continue
         inner = isinstance(value, dict) and isinstance(out.get(name), dict)
         out[name] = merged(out[name], value) if inner else value
     return out
+
+
+def configuration(name: str, seed: int, steps: int | None) -> dict[str, Any]:
+    """The configuration of a run; `steps` of `CHANGES` below 1 are a share of the base's."""
+    base = yaml.safe_load(BASE.read_text())
+    count = steps or base["training"]["steps"]
+    config = merged(base, CHANGES[name])
+    share = CHANGES[name].get("training", {}).get("steps", 1)
+    own = {"seed": seed, "steps": max(1, round(share * count))}
+    return merged(config, {"output": str(RUNS / f"{name}-{seed}"), "training": own})
 
 
 def _train(name: str, seed: int, steps: int | None) -> None:
@@ -90,16 +129,11 @@ def _train(name: str, seed: int, steps: int | None) -> None:
     if (folder / "after.json").exists():
         print(f"{folder.name}: done already", flush=True)
         return
-    training: dict[str, Any] = {"seed": seed}
-    if steps is not None:
-        training["steps"] = steps
-    own = {"output": str(folder), "training": training}
-    config = merged(merged(yaml.safe_load(BASE.read_text()), CHANGES[name]), own)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    path.write_text(yaml.safe_dump(configuration(name, seed, steps), sort_keys=False))
     print(f"{folder.name}", flush=True)
-    _cacovid("train", str(path), "--resume")
+    print(_cacovid("train", str(path), "--resume"), flush=True)
 
 
 def _cacovid(*arguments: str) -> str:
@@ -115,53 +149,175 @@ def finished() -> list[Path]:
 def _curves() -> None:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
+    shown = (("reward", "mean reward of the rollouts"), ("greedy", "greedy selection, validation"))
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
     colours: dict[str, Any] = {}
+    facts: dict[str, list[dict[str, float]]] = {}
     for folder in finished():
         name = folder.name.rpartition("-")[0]
-        log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        for axis, key in zip(axes, ("reward", "ratio", "token_spread"), strict=True):
+        lines = (folder / "log.jsonl").read_text().splitlines()
+        log = facts[folder.name] = [json.loads(line) for line in lines]
+        for axis, (key, title) in zip(axes, shown, strict=True):
             points = [(entry["step"], entry[key]) for entry in log if key in entry]
+            if key == "greedy" and (folder / "before.json").exists():
+                before = json.loads((folder / "before.json").read_text())
+                points.insert(0, (0, before["accuracy"]))
             if not points:
                 continue
-            label = name if name not in colours else None
-            (line,) = axis.plot(*zip(*points, strict=True), color=colours.get(name), label=label)
-            colours[name] = line.get_color()
-            axis.set(xlabel="step", title=key)
-    axes[0].legend()
+            x, y = zip(*points, strict=True)
+            smooth = _smooth(y, 5 if key == "reward" else 1)
+            (line,) = axis.plot(x, smooth, color=colours.get(name))
+            colours.setdefault(name, line.get_color())
+            axis.set(xlabel="step", title=title)
+    for name, colour in colours.items():
+        axes[1].plot([], [], color=colour, label=name)
+    axes[1].legend()
     figure.savefig(RESULTS / "cpo-curves.png", dpi=110)
+    (RESULTS / "cpo-curves.json").write_text(json.dumps(facts) + "\n")
     print(RESULTS / "cpo-curves.png")
 
 
-def _table(split: str, args: argparse.Namespace) -> None:
-    policies = [str((folder / "policy").relative_to(ROOT)) for folder in finished()]
-    text = _cacovid(
-        "eval", "--embedded", "--split", split, "--limit", str(args.questions), "--seed",
-        str(args.seed), "--retention", *args.retention, "--methods", *policies, *METHODS, "--json",
-    )  # fmt: skip
-    facts = json.loads(text)
-    stem = RESULTS / f"cpo-{split}"
+def _smooth(values: Sequence[float], width: int) -> list[float]:
+    """Means of up to `width` entries before and at each."""
+    return [
+        sum(values[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(values))
+    ]
+
+
+@dataclass
+class _Bench:
+    """The embedded model as the tables use it."""
+
+    model: Any
+    reward: LocalReward
+
+    @classmethod
+    def load(cls, needs: frozenset[str]) -> _Bench:
+        location = model_location("tiny")
+        model = freeze(load_whole(location, torch.float32))
+        reading = reading_defaults(location)
+        encoder = SampleEncoder(
+            model,
+            load_processor(location),
+            lambda sample: read_sample_frames(sample, reading.max_frames, reading.fps),
+            2,
+            needs,
+        )
+        # Every answer of the embedded task has one right wording.
+        return cls(model, LocalReward(encoder, free_text="forced"))
+
+
+def _measure(
+    bench: _Bench, chosen: Sequence[Chooser], retentions: Sequence[float], split: str, seed: int,
+    questions: int,
+) -> Comparison:  # fmt: skip
+    samples = embedded_samples(split, seed, -(-questions // 8), 8)[:questions]
+    with steps_bar("Answering", len(samples)) as bar:
+        return compare(
+            samples, bench.reward, chosen, retentions, seed, lambda done: bar.step(done, None)
+        )
+
+
+def _table(args: argparse.Namespace) -> None:
+    needs = frozenset(f"received_attention/{n}/{q}" for n in (0, 2) for q in ("last", "question"))
+    bench = _Bench.load(needs)
+    policies = {
+        folder.name: PolicyMethod(load_policy(folder / "policy", base_model=bench.model))
+        for folder in finished()
+    }
+    chosen = choosers([*policies, *METHODS], bench.model, policies)
+    comparison = _measure(bench, chosen, args.retention, args.split, args.seed, args.questions)
+    rows = result_rows(comparison)
+    stem = RESULTS / f"cpo-{args.split}"
+    facts = {"results": rows, "questions": len(comparison.kinds), "seed": args.seed}
     stem.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(_page(facts, args))
+    _plot(facts, stem.with_suffix(".png"))
+    print(_page(facts, args))
+
+
+def grouped(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Methods by what tables call them: runs of several seeds are one row."""
+    groups: dict[str, list[str]] = {}
+    for row in rows[1:]:
+        name, _, seed = row["method"].rpartition("-")
+        known = name in CHANGES and seed.isdigit()
+        group = groups.setdefault(name if known else row["method"], [])
+        if row["method"] not in group:
+            group.append(row["method"])
+    return groups
+
+
+def _page(facts: dict[str, Any], args: argparse.Namespace) -> str:
     rows = facts["results"]
-    full = rows[0]
-    retentions = [float(r) for r in args.retention]
+    by = {(row["method"], row["retention"]): row for row in rows}
     lines = [
-        f"# CPO on the embedded task: {split}, {facts['questions']:,} questions",
+        f"# CPO on the embedded task: {args.split}, {facts['questions']:,} questions",
         "",
         f"Synthetic task; no public benchmark run. Made by `python bench/evidence.py table --split "
-        f"{split} --seed {args.seed}`. Accuracy in percent over all question types, with half of "
-        f"the 95% interval (bootstrap over questions); uncompressed: {_cell(full)}.",
+        f"{args.split} --seed {args.seed} --questions {args.questions}`. Accuracy in percent over "
+        f"all question types, with half of the 95% interval (bootstrap over questions); for "
+        f"several training seeds the mean, and the least and greatest seed. Uncompressed: "
+        f"{_cell(rows[0])}.",
         "",
-        "| method | " + " | ".join(f"{r:.0%}" for r in retentions) + " |",
-        "|---" * (len(retentions) + 1) + "|",
+        "| method | seeds | " + " | ".join(f"{r:.0%}" for r in args.retention) + " |",
+        "|---" * (len(args.retention) + 2) + "|",
     ]
-    names = list(dict.fromkeys(row["method"] for row in rows[1:]))
-    by = {(row["method"], row["retention"]): row for row in rows}
-    for name in names:
-        said = Path(name).parent.name if name.endswith("/policy") else name
-        lines.append(f"| {said} | " + " | ".join(_cell(by[name, r]) for r in retentions) + " |")
-    stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    for name, members in grouped(rows).items():
+        cells = []
+        for retention in args.retention:
+            own = [by[member, retention] for member in members]
+            if len(own) == 1:
+                cells.append(_cell(own[0]))
+                continue
+            values = [100 * row["accuracy"] for row in own]
+            mean = sum(values) / len(values)
+            cells.append(f"{mean:.1f} ({min(values):.1f}–{max(values):.1f})")
+        seeds = str(len(members)) if name in CHANGES else ""
+        lines.append(f"| {name} | {seeds} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _plot(facts: dict[str, Any], path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    rows = facts["results"]
+    figure, axis = plt.subplots(figsize=(9, 5), constrained_layout=True)
+    axis.axhline(100 * rows[0]["accuracy"], color="0.6", lw=1, ls=":", label="uncompressed")
+    for name, members in grouped(rows).items():
+        points: dict[float, list[float]] = {}
+        for row in rows[1:]:
+            if row["method"] in members:
+                points.setdefault(row["retention"], []).append(100 * row["accuracy"])
+        x = sorted(points)
+        y = [sum(points[r]) / len(points[r]) for r in x]
+        style = "-" if name in CHANGES else "--"
+        axis.plot([100 * r for r in x], y, style, marker="o", ms=3, label=name)
+    axis.set(xlabel="kept tokens, %", ylabel="accuracy, %")
+    axis.legend(bbox_to_anchor=(1.01, 1), loc="upper left", fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _shares(policy: Path, questions: int) -> None:
+    bench = _Bench.load(frozenset())
+    loaded = load_policy(policy, base_model=bench.model)
+    chosen = [
+        MethodChooser(PolicyMethod(loaded, policy_share=share), f"share {share}")
+        for share in SHARES
+    ]
+    comparison = _measure(bench, chosen, [0.25, 0.1, 0.05], "validation", 21, questions)
+    rows = result_rows(comparison)
+    columns, cells = table(comparison, [0.25, 0.1, 0.05])
+    page = (
+        f"# The policy's share of the budget\n\nSynthetic task, {questions} validation questions; "
+        f"no public benchmark run. Made by `python bench/evidence.py shares --run "
+        f"{policy.parent.name} --questions {questions}`. Accuracy in percent; the rest of the "
+        f"budget is spread evenly over what the scores left out.\n\n{markdown(columns, cells)}"
+    )
+    (RESULTS / "cpo-shares.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (RESULTS / "cpo-shares.md").write_text(page)
+    print(page)
 
 
 def _cell(row: dict[str, Any]) -> str:

@@ -151,7 +151,7 @@ def measure(
             for row, value, correct in zip(ROWS, marks.value, marks.correct, strict=True):
                 values[row].append(float(value))
                 right[row].append(float(correct))
-            bar(number + 1)
+            bar.step(number + 1, None)
     return {
         "rows": {
             row: {"probability": float(np.mean(values[row])), "right": float(np.mean(right[row]))}
