@@ -62,3 +62,17 @@ def test_gather(benchmark: Any, backend: str) -> None:
     keep = torch.randperm(GRID.num_tokens)[:627].sort().values
     kept = benchmark(ops.gather, rows, keep, backend=backend)
     assert kept.shape == (627, 3584)
+
+
+@pytest.mark.benchmark(group="farthest_point, 100 of 1000 rows of 896")
+def test_farthest_point(benchmark: Any, backend: str) -> None:
+    torch.manual_seed(0)
+    keep = benchmark(ops.farthest_point, torch.randn(1000, 896), 100, backend=backend)
+    assert keep.shape == (100,)
+
+
+@pytest.mark.benchmark(group="density_peaks, 64 of 392 rows of 896")
+def test_density_peaks(benchmark: Any, backend: str) -> None:
+    torch.manual_seed(0)
+    keep = benchmark(ops.density_peaks, torch.randn(392, 896), 64, backend=backend)
+    assert keep.shape == (64,)

@@ -34,3 +34,31 @@ def same_device(a: Tensor, b: Tensor, name_a: str, name_b: str) -> None:
         raise InvalidInputError(
             f"{name_a} is on {a.device} and {name_b} on {b.device}; move them to one device"
         )
+
+
+def rows_and_count(rows: Tensor, k: int) -> None:
+    """Raises:
+    InvalidInputError: unless `rows` is `[M, D]` floating point and `1 <= k <= M`.
+    """
+    if rows.dim() != 2 or not rows.is_floating_point():
+        raise InvalidInputError(
+            f"rows are {tuple(rows.shape)} {rows.dtype}; expected [M, D] floating point"
+        )
+    if not 1 <= k <= rows.shape[0]:
+        raise InvalidInputError(f"k is {k}; expected 1 to {rows.shape[0]}, the number of rows")
+
+
+def has_form(rows: Tensor, op: str, backend: str | None) -> bool:
+    """Whether compiled forms take the rows' dtype; float64 is for the reference.
+
+    Raises:
+        InvalidInputError: if they do not, and a backend was named.
+    """
+    if rows.dtype != torch.float64:
+        return True
+    if backend is not None:
+        raise InvalidInputError(
+            f"backend {backend!r} of {op} takes rows up to float32; got float64: convert them, or "
+            f"leave the backend open"
+        )
+    return False

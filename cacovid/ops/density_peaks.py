@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from cacovid import reference
-from cacovid.ops import _registry
-
-_SPEC = _registry.reference_only("density_peaks")
+from cacovid.ops import _arguments, _registry
+from cacovid.reference.density_peaks import density_peaks as density_peaks_reference
 
 
 def density_peaks(
@@ -21,7 +20,8 @@ def density_peaks(
     training-free baselines). Deterministic, ties to the lowest index.
 
     Args:
-        rows: `[M, D]` float, finite.
+        rows: `[M, D]` float, finite; used in float64. Compiled forms take up to float32, the
+            reference serves float64.
         k: Rows to keep, between 1 and `M`.
         neighbours: Distances that make the density.
         backend: Forces an implementation (see `cacovid.backends`).
@@ -32,9 +32,25 @@ def density_peaks(
     Raises:
         InvalidInputError: for wrong shapes, `k` out of range, or a backend that is not to be had.
 
-    >>> import torch
     >>> density_peaks(torch.tensor([[0.0], [0.1], [5.0], [5.1]]), 4).tolist()
     [0, 1, 2, 3]
     """
-    _SPEC.choose(rows.device, backend)
-    return reference.density_peaks(rows, k, neighbours)
+    if _SPEC.choose(rows.device, backend) == "reference" or not _arguments.has_form(
+        rows, "density_peaks", backend
+    ):
+        return density_peaks_reference(rows, k, neighbours)
+    _arguments.rows_and_count(rows, k)
+    return _registry.call(_OP, rows.detach().float(), k, neighbours)
+
+
+def _fake(rows: Tensor, k: int, neighbours: int) -> Tensor:
+    return rows.new_empty(k, dtype=torch.int64)
+
+
+_SPEC, _OP = _registry.define(
+    "density_peaks",
+    "(Tensor rows, int k, int neighbours) -> Tensor",
+    backends=("cpu",),
+    reference=density_peaks_reference,
+    fake=_fake,
+)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from cacovid import reference
-from cacovid.ops import _registry
-
-_SPEC = _registry.reference_only("farthest_point")
+from cacovid.ops import _arguments, _registry
+from cacovid.reference.farthest_point import farthest_point as farthest_point_reference
 
 
 def farthest_point(rows: Tensor, k: int, *, backend: str | None = None) -> Tensor:
@@ -16,7 +15,8 @@ def farthest_point(rows: Tensor, k: int, *, backend: str | None = None) -> Tenso
     Deterministic, ties to the lowest index.
 
     Args:
-        rows: `[M, D]` float, finite.
+        rows: `[M, D]` float, finite; used in float64. Compiled forms take up to float32, the
+            reference serves float64.
         k: Rows to keep, between 1 and `M`.
         backend: Forces an implementation (see `cacovid.backends`).
 
@@ -26,9 +26,25 @@ def farthest_point(rows: Tensor, k: int, *, backend: str | None = None) -> Tenso
     Raises:
         InvalidInputError: for wrong shapes, `k` out of range, or a backend that is not to be had.
 
-    >>> import torch
     >>> farthest_point(torch.tensor([[0.0], [1.0], [9.0]]), 3).tolist()
     [0, 1, 2]
     """
-    _SPEC.choose(rows.device, backend)
-    return reference.farthest_point(rows, k)
+    if _SPEC.choose(rows.device, backend) == "reference" or not _arguments.has_form(
+        rows, "farthest_point", backend
+    ):
+        return farthest_point_reference(rows, k)
+    _arguments.rows_and_count(rows, k)
+    return _registry.call(_OP, rows.detach().float(), k)
+
+
+def _fake(rows: Tensor, k: int) -> Tensor:
+    return rows.new_empty(k, dtype=torch.int64)
+
+
+_SPEC, _OP = _registry.define(
+    "farthest_point",
+    "(Tensor rows, int k) -> Tensor",
+    backends=("cpu",),
+    reference=farthest_point_reference,
+    fake=_fake,
+)

@@ -11,11 +11,12 @@ from cacovid.reference._checks import rows_and_count
 def farthest_point(rows: Tensor, k: int) -> Tensor:
     """`k` rows, each in turn the farthest from those taken before.
 
-    The first is the row farthest from the mean. Distances are Euclidean; ties go to the lowest
-    index. Scale the rows to length 1 first for the order of cosine distances.
+    The first is the row farthest from the mean. Distances are Euclidean, in float64, so that
+    backends agree; ties go to the lowest index. Scale the rows to length 1 first for the order of
+    cosine distances.
 
     Args:
-        rows: `[M, D]` float, finite; used in at least float32.
+        rows: `[M, D]` float, finite; used in float64.
         k: Rows to keep, between 1 and `M`.
 
     Returns:
@@ -24,8 +25,10 @@ def farthest_point(rows: Tensor, k: int) -> Tensor:
     Raises:
         InvalidInputError: for wrong shapes, values that are not finite, or `k` out of range.
     """
-    x = rows_and_count(rows, k)
-    away = (x - x.mean(dim=0)).square().sum(dim=1)
+    x = rows_and_count(rows, k).double()
+    # The number of rows times as far from their sum as from their mean: no quotient, so sums of
+    # integers stay exact, and two rows are equally far.
+    away = (len(x) * x - x.sum(dim=0)).square().sum(dim=1)
     nearest = torch.full_like(away, torch.inf)
     taken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     chosen = away.argmax()

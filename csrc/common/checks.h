@@ -48,4 +48,14 @@ inline void check_gather(const Tensor& rows, const Tensor& keep) {
   }
 }
 
+// Rows of which `k` are kept.
+inline void check_rows(const Tensor& rows, int64_t k) {
+  if (rows.dim() != 2 || rows.scalar_type() != ScalarType::Float) {
+    fail("rows must be float32 [M, D]; convert them with .float()");
+  }
+  if (k < 1 || k > rows.size(0)) {
+    fail("k is ", k, "; expected 1 to ", rows.size(0), ", the number of rows");
+  }
+}
+
 }  // namespace cacovid

@@ -12,12 +12,12 @@
 #define CACOVID_WIDE "avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"
 #define CACOVID_DISPATCH(name, body, parameters, arguments)                               \
   __attribute__((target(CACOVID_WIDE))) void name##_avx512 parameters { body arguments; } \
-  __attribute__((target("avx2"))) void name##_avx2 parameters { body arguments; }         \
+  __attribute__((target("avx2,fma"))) void name##_avx2 parameters { body arguments; }     \
   void name##_any parameters { body arguments; }                                          \
   void name parameters {                                                                  \
     if (has_avx512()) {                                                                   \
       name##_avx512 arguments;                                                            \
-    } else if (__builtin_cpu_supports("avx2")) {                                          \
+    } else if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {         \
       name##_avx2 arguments;                                                              \
     } else {                                                                              \
       name##_any arguments;                                                               \

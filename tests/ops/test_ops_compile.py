@@ -19,6 +19,8 @@ from cacovid.testing import cases_of
 from cacovid.testing.cases import GRIDS, token_scores
 from cacovid.types import Grid
 
+EXACT = ("select_tokens", "ocss_sample", "gather", "density_peaks", "farthest_point")
+
 
 def _schema_arguments() -> list[tuple[str, tuple[Any, ...]]]:
     """Arguments of `torch.ops.cacovid.*` on small ragged videos."""
@@ -36,6 +38,8 @@ def _schema_arguments() -> list[tuple[str, tuple[Any, ...]]]:
         ("select_tokens", (scores, frames, *selection)),
         ("select_tokens", (scores, None, *selection)),
         ("ocss_sample", (scores, rollouts, 4, -7, 3)),
+        ("density_peaks", (torch.randn(9, 5), 4, 3)),
+        ("farthest_point", (torch.randn(9, 5), 4)),
         ("gather", (torch.randn(9, 5), torch.tensor([0, 3, 8]))),
         ("gather", (torch.randn(9, 5).bfloat16(), torch.tensor([], dtype=torch.int64))),
     ]
@@ -48,7 +52,7 @@ def test_opcheck(op: str, arguments: tuple[Any, ...]) -> None:
 
 @pytest.mark.parametrize(
     "case",
-    [case for op in ("select_tokens", "ocss_sample", "gather") for case in cases_of(op)],
+    [case for op in EXACT for case in cases_of(op)],
     ids=lambda case: case.id,
 )
 def test_fake_has_the_result_s_shape(case: Any) -> None:

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from cacovid import ops
 from cacovid.backends import available
+from cacovid.errors import InvalidInputError
 from cacovid.testing import Case, cases_of
 from cacovid.testing.cases import GRIDS, token_scores
 from cacovid.types import Grid
 
 _CPU = available()["cpu"]
 pytestmark = pytest.mark.skipif(not _CPU.available, reason=_CPU.reason)
+
+EXACT = ("select_tokens", "ocss_sample", "gather", "density_peaks", "farthest_point")
 
 
 def _both(case: Case) -> tuple[Tensor, Tensor]:
@@ -30,7 +33,7 @@ def _both(case: Case) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize(
     "case",
-    [case for op in ("select_tokens", "ocss_sample", "gather") for case in cases_of(op)],
+    [case for op in EXACT for case in cases_of(op)],
     ids=lambda case: case.id,
 )
 def test_compiled_equals_reference(case: Case) -> None:
@@ -84,17 +87,73 @@ def test_random_rollouts_equal_reference(seed: int) -> None:
     assert torch.equal(compiled, expected)
 
 
+def _random_rows(kind: str, count: int, width: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(count, width, generator=generator)
+    if kind == "integers":
+        return rows.round()
+    if kind == "bfloat16":
+        return rows.bfloat16()
+    if kind == "copies":
+        return rows[torch.randint(0, count, (count,), generator=generator)]
+    scale, shift = {"normal": (1, 0), "far": (1e-3, 100), "huge": (1e25, 0), "tiny": (1e-30, 0)}[
+        kind
+    ]
+    return rows * scale + shift
+
+
+@pytest.mark.parametrize("op", ["farthest_point", "density_peaks"])
+@pytest.mark.parametrize(
+    "kind", ["normal", "integers", "bfloat16", "copies", "far", "huge", "tiny"]
+)
+def test_random_rows_equal_reference(op: str, kind: str) -> None:
+    for seed in range(12):
+        rng = random.Random(seed)
+        count, width = rng.choice((1, 2, 7, 64, 130, 300)), rng.choice((1, 3, 8, 17, 64, 100))
+        rows, k = _random_rows(kind, count, width, seed), rng.randint(1, count)
+        function = getattr(ops, op)
+        expected = function(rows, k, backend="reference")
+        assert torch.equal(function(rows, k, backend="cpu"), expected), (seed, count, width, k)
+
+
+@pytest.mark.parametrize("op", ["farthest_point", "density_peaks"])
+def test_rows_that_cannot_be_chosen_from(op: str) -> None:
+    function = getattr(ops, op)
+    for rows, k, message in (
+        (torch.ones(3, 2), 4, "k is 4; expected 1 to 3"),
+        (torch.full((3, 2), torch.inf), 1, "NaN or infinite"),
+        (torch.tensor([[0.0], [torch.nan]]), 2, "NaN or infinite"),
+        (torch.ones(3), 1, r"expected \[M, D\]"),
+        (torch.ones(3, 2).long(), 1, "floating point"),
+        (torch.ones(3, 2).double(), 1, "takes rows up to float32"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            function(rows, k, backend="cpu")
+    assert function(torch.ones(3, 2).double(), 2).tolist() == [0, 1]
+    with pytest.raises(ValueError, match="must be float32"):
+        getattr(torch.ops.cacovid, op)(torch.ones(3, 2).long(), 2, *((4,) * (op[0] == "d")))
+
+
+def test_density_peaks_needs_a_neighbour() -> None:
+    for backend in ("cpu", "reference"):
+        with pytest.raises(InvalidInputError, match="neighbours is 0"):
+            ops.density_peaks(torch.ones(3, 2), 1, 0, backend=backend)
+
+
 def test_thread_count_changes_nothing() -> None:
     grid = GRIDS["ragged"]
     scores, frames = token_scores(grid.num_tokens, "ties"), token_scores(grid.num_frames, "normal")
     rows = torch.randn(grid.num_tokens, 513)
+    few = rows[:150]
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             keep = ops.select_tokens(scores, frames, grid, 0.6, backend="cpu")
             drawn = ops.ocss_sample(scores, grid, 0.1, 8, seed=1, backend="cpu")
-            results.append((keep, drawn, ops.gather(rows, keep, backend="cpu")))
+            far = ops.farthest_point(few, 40, backend="cpu")
+            dense = ops.density_peaks(few, 40, backend="cpu")
+            results.append((keep, drawn, ops.gather(rows, keep, backend="cpu"), far, dense))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
