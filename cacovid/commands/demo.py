@@ -23,15 +23,18 @@ from cacovid.commands.progress import Progress, progress
 
 RETENTIONS = (1.0, 0.25, 0.1)
 QUESTIONS = 3
+#: What the answers are set beside.
+OTHERS = ("attention", "uniform", "random")
 #: An answer to these questions is a word or a letter; the table stays small whatever comes.
-_LONGEST_ANSWER, _SHOWN_ANSWER = 8, 28
+_LONGEST_ANSWER, _SHOWN_ANSWER = 8, 12
 
 
 @dataclass
 class Demo(Command):
     """Make a video, ask three questions at 100%, 25% and 10% of its tokens, draw an overlay.
 
-    Everything is embedded: the video is drawn here and nothing is downloaded.
+    The answers stand beside those of training-free methods. Everything is embedded: the video is
+    drawn here and nothing is downloaded.
     """
 
     folder: Annotated[Path, arg(metavar="DIR")] = Path("demo")
@@ -52,7 +55,7 @@ class Demo(Command):
             check_method(self.method)
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"--folder: {self.folder} is a file; give the name of a folder")
-        asks = QUESTIONS * len(RETENTIONS)
+        asks = QUESTIONS * (len(RETENTIONS) + len(OTHERS) * (len(RETENTIONS) - 1))
         with progress(asks + 5) as shown:
             shown.stage("Drawing the video")
             from cacovid import synthetic
@@ -65,51 +68,79 @@ class Demo(Command):
             qa = load_model(self.model, debug=self.debug)
             # The first question of a process also pays for allocations and lazy imports.
             shown.stage("Warming up")
-            self._ask_once(qa, clip, questions[0], RETENTIONS[0])
+            self._ask_once(qa, clip, questions[0], RETENTIONS[0], self.method)
             answers = [self._ask(qa, clip, question, shown) for question in questions]
+            others = self._others(qa, clip, questions, shown)
             pictures = [self.folder / "overlay.png", self.folder / "overlay.mp4"]
             for picture in pictures:
                 shown.stage("overlay", picture.name)
                 answers[0][-1].overlay(picture)
-        self._print(clip, questions, answers, pictures)
+        self._print(clip, questions, answers, others, pictures)
 
     def _ask(self, qa: Any, clip: Path, question: Any, shown: Progress) -> list[Any]:
         answers = []
         for retention in RETENTIONS:
             shown.stage("Asking", f"at {retention:.0%}: {question.text}")
-            answers.append(self._ask_once(qa, clip, question, retention))
+            answers.append(self._ask_once(qa, clip, question, retention, self.method))
         return answers
 
-    def _ask_once(self, qa: Any, clip: Path, question: Any, retention: float) -> Any:
+    def _others(
+        self, qa: Any, clip: Path, questions: list[Any], shown: Progress
+    ) -> dict[str, dict[tuple[int, float], Any]]:
+        """Answers of the methods beside, by question and retention."""
+        own = self.method or qa.method.name
+        answers: dict[str, dict[tuple[int, float], Any]] = {}
+        for method in OTHERS:
+            if method == own:
+                continue
+            answers[method] = {}
+            for number, question in enumerate(questions):
+                for retention in RETENTIONS[1:]:
+                    shown.stage("Asking", f"{method} at {retention:.0%}: {question.text}")
+                    answer = self._ask_once(qa, clip, question, retention, method)
+                    answers[method][number, retention] = answer
+        return answers
+
+    def _ask_once(
+        self, qa: Any, clip: Path, question: Any, retention: float, method: str | None
+    ) -> Any:
         return qa.ask(
             clip,
             question.text,
             retention=retention,
-            method=self.method,
+            method=method,
             max_new_tokens=_LONGEST_ANSWER,
             seed=self.seed,
         )
 
     def _print(
-        self, clip: Path, questions: list[Any], answers: list[list[Any]], pictures: list[Path]
+        self,
+        clip: Path,
+        questions: list[Any],
+        answers: list[list[Any]],
+        others: dict[str, dict[tuple[int, float], Any]],
+        pictures: list[Path],
     ) -> None:
+        method = answers[0][0].method
         rows = [
             (
-                question.text if number == 0 else "",
+                str(asked + 1) if number == 0 else "",
                 question.answer if number == 0 else "",
                 f"{retention:.0%}",
-                shorten(answer.text, _SHOWN_ANSWER, placeholder=" …"),
-                f"{answer.tokens['video']} -> {answer.tokens['kept']}",
+                f"{answer.tokens['kept']}",
                 f"{1000 * sum(answer.timings.values()):.0f} ms",
+                _shown(answer),
+                *(_shown(given.get((asked, retention))) for given in others.values()),
             )
-            for question, row in zip(questions, answers, strict=True)
+            for asked, (question, row) in enumerate(zip(questions, answers, strict=True))
             for number, (retention, answer) in enumerate(zip(RETENTIONS, row, strict=True))
         ]
-        columns = ("question", "right", "kept", "answer", "tokens", "time")
+        columns = ("", "right", "kept", "tokens", "time", method, *others)
         write_line()
+        for asked, question in enumerate(questions, start=1):
+            write_line(f"{asked}. {' '.join(question.text.split())}")
         show_table(columns, rows, sections=len(RETENTIONS))
         model = "Embedded model" if self.model == "tiny" else f"Model {self.model}"
-        method = answers[0][0].method
         write_line(f"{model}, method {method}. Synthetic task; no public benchmark run.")
         write_line(f"Video:    {clip}")
         write_line(f"Overlays: {', '.join(map(str, pictures))} (first question, 10%)")
@@ -117,3 +148,7 @@ class Demo(Command):
         if self.model != "tiny":
             own += ["--model", self.model]
         write_line(f"Yours:    {join(own)}")
+
+
+def _shown(answer: Any) -> str:
+    return "" if answer is None else shorten(answer.text, _SHOWN_ANSWER, placeholder=" …")

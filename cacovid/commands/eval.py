@@ -44,9 +44,10 @@ class Eval(Command):
     methods: Annotated[
         tuple[str, ...], arg(metavar="NAME [NAME ...]", help_behavior_hint="")
     ] = ()
-    """Methods, or directories or Hub ids of policies; "cacovid" is the policy beside the model;
-    "oracle", "blind-oracle" and "blind-oracle-in-turn" know the embedded task's truth. Default: the
-    policy if there is one, random, uniform, attention, and the oracles."""
+    """Methods, or directories or Hub ids of policies; "cacovid" is the policy beside the model,
+    "cacovid:NAME" another one there; "oracle", "blind-oracle" and "blind-oracle-in-turn" know the
+    embedded task's truth. Default: the policies beside the model, random, uniform, attention, and
+    the oracles."""
     retention: tuple[float, ...] = (0.25, 0.2, 0.15, 0.1, 0.05)
     """Shares of the tokens to keep."""
     split: Annotated[str, arg(metavar="test|shifted|validation")] = "test"
@@ -73,8 +74,8 @@ class Eval(Command):
             qa = load_model(self.model, None, self.device, debug=self.debug)
             shown.stage("data")
             samples = self._samples()
-        policies = _policy_beside(qa)
-        chosen = choosers(list(self.methods or self._defaults(policies)), qa.model, policies)
+        names = list(self.methods or self._defaults(_policies_beside(qa)))
+        chosen = choosers(names, qa.model)
         reward = _reward(qa, frozenset().union(*(c.needs for c in chosen)))
         with steps_bar("Answering", len(samples)) as bar:
             comparison = compare(
@@ -105,7 +106,7 @@ class Eval(Command):
         if self.split not in ("test", "shifted", "validation"):
             raise UsageError(f"--split is {self.split!r}; expected test, shifted or validation")
 
-    def _defaults(self, policies: dict[str, Any]) -> tuple[str, ...]:
+    def _defaults(self, policies: tuple[str, ...]) -> tuple[str, ...]:
         return (*policies, *(EMBEDDED_METHODS if self.embedded else DEFAULT_METHODS))
 
     def _samples(self) -> Any:
@@ -123,10 +124,11 @@ class Eval(Command):
         return samples[: self.limit]
 
 
-def _policy_beside(qa: Any) -> dict[str, Any]:
-    """The policy beside the model, under the name that tables give it."""
-    policy = getattr(qa.method, "policy", None)
-    return {} if policy is None else {"cacovid": qa.method}
+def _policies_beside(qa: Any) -> tuple[str, ...]:
+    """Names of the policies in the model's directory."""
+    from cacovid.models.resolve import policies_beside
+
+    return tuple(policies_beside(Path(qa.model.name_or_path)))
 
 
 def _reward(qa: Any, needs: frozenset[str]) -> Any:

@@ -105,18 +105,21 @@ class OracleChooser:
         return mask.to(prepared.prompt.embeds.device)
 
 
-def choosers(names: list[str], model: nn.Module, policies: dict[str, Any]) -> list[Chooser]:
+def choosers(
+    names: list[str], model: nn.Module, policies: dict[str, Any] | None = None
+) -> list[Chooser]:
     """Choosers by name.
 
     Args:
         names: Names of methods, of oracles, directories or Hub ids of policies, or names of
             `policies`.
         model: The model.
-        policies: Policies that have a name here, e.g. `{"cacovid": policy}`.
+        policies: Policies or methods that have a name here.
 
     Raises:
         InvalidInputError: for a name that is none of these.
     """
+    policies = policies or {}
     made: list[Chooser] = []
     for name in names:
         if name in ORACLES:

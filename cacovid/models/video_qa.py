@@ -17,7 +17,7 @@ from cacovid.models.defaults import ReadingDefaults, model_location, reading_def
 from cacovid.models.processing import load_processor
 from cacovid.models.prune import PrunedInputs, prune_inputs
 from cacovid.models.registry import adapter_for, supported_model_types
-from cacovid.models.resolve import resolve_method
+from cacovid.models.resolve import BESIDE, policies_beside, resolve_method
 from cacovid.models.storage import load_whole
 from cacovid.models.timing import StageClock
 from cacovid.types import Grid, Scores, Selection
@@ -29,9 +29,6 @@ DEFAULT_METHOD = "attention"
 
 #: Shown to people in place of an answer without text.
 NO_ANSWER = "(the model said nothing)"
-
-#: A policy beside the model's weights is used without being named.
-POLICY_FOLDER = "policy"
 
 
 @dataclass(frozen=True)
@@ -148,9 +145,8 @@ class VideoQA:
         if dtype is None:
             dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
         model = load_whole(location, dtype).to(device).eval()
-        beside = Path(location) / POLICY_FOLDER
-        if policy is None and (beside / "config.json").exists():
-            policy = beside
+        if policy is None and BESIDE in policies_beside(Path(location)):
+            policy = BESIDE
         return cls(model, load_processor(location), policy, reading_defaults(location))
 
     def ask(

@@ -140,12 +140,18 @@ def test_a_policy_beside_the_model_is_used(folder, tmp_path, lab):
 
     config = CrossAttentionConfig(hidden_size=32)
     shutil.copytree(folder, tmp_path / "model")
-    CrossAttentionPolicy(config).save_pretrained(tmp_path / "model" / "policy")
+    for name in ("policy", "policy-other"):
+        CrossAttentionPolicy(config).save_pretrained(tmp_path / "model" / name)
     qa = VideoQA.from_pretrained(tmp_path / "model", device="cpu")
     answer = qa.ask(lab.clip(1), QUESTION, 0.3, max_new_tokens=1)
-    assert answer.method not in ("attention", "uniform", "random")
+    assert answer.method == "cacovid"
     assert answer.scores.frame is not None
     assert sum(answer.selection.counts) == 8
+    other = qa.ask(lab.clip(1), QUESTION, 0.3, method="cacovid:other", max_new_tokens=1)
+    assert other.method == "cacovid:other"
+    assert not other.scores.token.equal(answer.scores.token)
+    with pytest.raises(InvalidInputError, match=r"no policy 'cacovid:none'.*cacovid:other"):
+        qa.ask(lab.clip(1), QUESTION, 0.3, method="cacovid:none")
 
 
 def test_reading_defaults(tmp_path):
