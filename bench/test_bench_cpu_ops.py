@@ -76,3 +76,26 @@ def test_density_peaks(benchmark: Any, backend: str) -> None:
     torch.manual_seed(0)
     keep = benchmark(ops.density_peaks, torch.randn(392, 896), 64, backend=backend)
     assert keep.shape == (64,)
+
+
+@pytest.mark.benchmark(group="frame_sample, T = 32, G = 8")
+def test_frame_sample(benchmark: Any, backend: str) -> None:
+    torch.manual_seed(0)
+    frames = torch.randn(GRID.num_frames)
+    drawn = benchmark(ops.frame_sample, frames, GRID, 0.02, 8, seed=1, backend=backend)
+    assert drawn.shape == (8, GRID.num_frames)
+
+
+@pytest.mark.benchmark(group="cpo_loss with its gradient, N = 6272, G = 115")
+def test_cpo_loss(benchmark: Any, backend: str) -> None:
+    torch.manual_seed(0)
+    tokens, frames = (torch.randn(count) for count in (GRID.num_tokens, GRID.num_frames))
+    masks = torch.rand(115, GRID.num_tokens) < 0.02, torch.rand(40, GRID.num_frames) < 0.2
+    rewards = torch.rand(115), torch.rand(40)
+
+    def step() -> Any:
+        leaves = [(t + 0.01).requires_grad_() for t in (tokens, frames)]
+        loss = ops.cpo_loss(*leaves, tokens, frames, *masks, *rewards, backend=backend)
+        return torch.autograd.grad(loss.total, leaves)
+
+    assert benchmark(step)[0].shape == (GRID.num_tokens,)

@@ -62,3 +62,9 @@ def has_form(rows: Tensor, op: str, backend: str | None) -> bool:
             f"leave the backend open"
         )
     return False
+
+
+def as_int64(value: int) -> int:
+    """`value` modulo 2**64, with a sign: the schemas' integers are signed, the bits count."""
+    value &= 0xFFFFFFFFFFFFFFFF
+    return value - (1 << 64) if value >> 63 else value

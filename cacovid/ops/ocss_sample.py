@@ -76,7 +76,9 @@ def ocss_sample(
             offset=offset,
         )
     plan = flat_plan(ocss_plan(grid, ratio, subspace_factor, max_subspace_prob))
-    return _registry.call(_OP, token_scores, plan, rollouts, _as_int64(seed), _as_int64(offset))
+    return _registry.call(
+        _OP, token_scores, plan, rollouts, _arguments.as_int64(seed), _arguments.as_int64(offset)
+    )
 
 
 def flat_plan(plans: Sequence[OcssPlan]) -> list[int]:
@@ -85,12 +87,6 @@ def flat_plan(plans: Sequence[OcssPlan]) -> list[int]:
     for plan in plans:
         integers += [plan.frames, plan.tokens, plan.keep, plan.subspaces, plan.cap]
     return integers
-
-
-def _as_int64(value: int) -> int:
-    # The schema's integers are signed; the bits are what counts.
-    value &= 0xFFFFFFFFFFFFFFFF
-    return value - (1 << 64) if value >> 63 else value
 
 
 def _reference(

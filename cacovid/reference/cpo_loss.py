@@ -70,16 +70,10 @@ def cpo_loss(
     return Loss(token + frame, token, frame)
 
 
-def _part(
-    name: str,
-    scores: Tensor,
-    old: Tensor,
-    masks: Tensor,
-    rewards: Tensor,
-    clip: tuple[float, float],
-    kl_weight: float,
-    balanced: bool,
-) -> Tensor:
+def check_part(name: str, scores: Tensor, old: Tensor, masks: Tensor, rewards: Tensor) -> None:
+    """Raises:
+    InvalidInputError: for shapes that do not fit each other.
+    """
     if (
         scores.dim() != 1
         or scores.shape != old.shape
@@ -91,6 +85,19 @@ def _part(
             f"{tuple(masks.shape)} and rewards {tuple(rewards.shape)} do not fit; expected [n], "
             f"[n], [G, n] and [G]"
         )
+
+
+def _part(
+    name: str,
+    scores: Tensor,
+    old: Tensor,
+    masks: Tensor,
+    rewards: Tensor,
+    clip: tuple[float, float],
+    kl_weight: float,
+    balanced: bool,
+) -> Tensor:
+    check_part(name, scores, old, masks, rewards)
     kept = masks.bool()
     rewards = rewards.to(scores.dtype)
     spread = rewards.std() if rewards.numel() > 1 else rewards.new_zeros(())
@@ -98,9 +105,7 @@ def _part(
     now = torch.where(kept, F.logsigmoid(scores), F.logsigmoid(-scores))
     before = torch.where(kept, F.logsigmoid(old), F.logsigmoid(-old)).detach()
     ratio = (now - before).exp()
-    each = -torch.minimum(
-        ratio * advantage, ratio.clamp(1.0 - clip[0], 1.0 + clip[1]) * advantage
-    )
+    each = -torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip[0], 1.0 + clip[1]) * advantage)
     if kl_weight:
         away = math.log(0.5) - now
         each = each + kl_weight * (away.exp() - away - 1.0)
@@ -109,3 +114,51 @@ def _part(
     share = kept.to(scores.dtype).mean(dim=1, keepdim=True)
     weight = torch.where(kept, 1.0 - share, share)
     return ((each * weight).sum(dim=1) / (weight.sum(dim=1) + _WEIGHT_EPSILON)).mean()
+
+
+def part_and_gradient(
+    scores: Tensor,
+    old: Tensor,
+    masks: Tensor,
+    rewards: Tensor,
+    clip: tuple[float, float],
+    kl_weight: float,
+    balanced: bool,
+) -> tuple[Tensor, Tensor]:
+    """One part of the loss and its gradient in closed form, for where autograd cannot reach.
+
+    `d each / d score = (-A rho [the ratio itself is the minimum] + kl (1 - exp(log 1/2 - log pi)))
+    * d log pi / d score`, the last being `1 - sigmoid(score)` for a kept bit, `-sigmoid(score)`
+    for a dropped one.
+
+    Args:
+        scores: `[n]` float.
+        old: `[n]`.
+        masks: `[G, n]` bool.
+        rewards: `[G]`.
+        clip: As in `cpo_loss`.
+        kl_weight: As in `cpo_loss`.
+        balanced: Whether kept bits weigh `1 - m` and dropped ones `m`.
+
+    Returns:
+        The loss, a scalar, and the gradient `[n]`.
+    """
+    loss = _part("part", scores, old, masks, rewards, clip, kl_weight, balanced)
+    kept = masks.bool()
+    rewards = rewards.to(scores.dtype)
+    spread = rewards.std() if rewards.numel() > 1 else rewards.new_zeros(())
+    advantage = ((rewards - rewards.mean()) / (spread + _ADVANTAGE_EPSILON))[:, None]
+    now = torch.where(kept, F.logsigmoid(scores), F.logsigmoid(-scores))
+    before = torch.where(kept, F.logsigmoid(old), F.logsigmoid(-old))
+    ratio = (now - before).exp()
+    itself = torch.where(advantage >= 0, ratio <= 1.0 + clip[1], ratio >= 1.0 - clip[0])
+    each = -advantage * ratio * itself
+    if kl_weight:
+        each = each + kl_weight * (1.0 - (math.log(0.5) - now).exp())
+    each = each * torch.where(kept, torch.sigmoid(-scores), -torch.sigmoid(scores))
+    if not balanced:
+        return loss, each.mean(dim=0) / each.shape[1]
+    share = kept.to(scores.dtype).mean(dim=1, keepdim=True)
+    weight = torch.where(kept, 1.0 - share, share)
+    weight = weight / (weight.sum(dim=1, keepdim=True) + _WEIGHT_EPSILON)
+    return loss, (each * weight).mean(dim=0)

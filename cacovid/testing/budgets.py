@@ -22,7 +22,7 @@ def largest_error(got: Tensor, exact: Tensor) -> float:
         raise AssertionError(f"the shape is {tuple(got.shape)}; expected {tuple(exact.shape)}")
     if not got.numel():
         return 0.0
-    error = float((got.double() - exact.double()).abs().max())
+    error = float((got.detach().double() - exact.detach().double()).abs().max())
     return error if error == error else float("inf")
 
 

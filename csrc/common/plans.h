@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "cacovid/frame_sample.h"
 #include "cacovid/ocss.h"
 #include "cacovid/select.h"
 #include "checks.h"
@@ -13,6 +14,7 @@ namespace cacovid {
 
 constexpr size_t kSelectFields = 6;
 constexpr size_t kOcssFields = 5;
+constexpr size_t kFrameFields = 4;
 
 inline std::vector<SelectPlan> unpack_select(const std::vector<int64_t>& fields,
                                              const std::vector<double>& clips) {
@@ -91,6 +93,28 @@ inline OcssSizes sizes_of(const std::vector<OcssPlan>& plans, int64_t rollouts) 
     fail("the videos have ", sizes.tokens, " tokens; the int32 indices hold 2,147,483,647 at most");
   }
   return sizes;
+}
+
+inline std::vector<FramePlan> unpack_frames(const std::vector<int64_t>& fields, int64_t rollouts) {
+  if (rollouts < 1) fail("rollouts is ", rollouts, "; expected at least 1");
+  if (fields.empty() || fields.size() % kFrameFields != 0) {
+    fail("the plan has ", fields.size(), " integers; expected ", kFrameFields,
+         " for each video: frames, choose, cap, floor");
+  }
+  std::vector<FramePlan> plans;
+  for (size_t at = 0; at < fields.size(); at += kFrameFields) {
+    const int64_t* f = fields.data() + at;
+    const FramePlan plan{f[0], f[1], f[2], f[3]};
+    const bool good = plan.frames >= 1 && plan.frames <= kMaxEntries && plan.choose >= 1 &&
+                      plan.choose <= plan.frames && plan.cap >= 1 && plan.cap <= kOne &&
+                      plan.floor >= 1 && plan.floor <= kOne;
+    if (!good) {
+      fail("the plan of video ", at / kFrameFields,
+           " contradicts itself; make it with reference.frame_plan");
+    }
+    plans.push_back(plan);
+  }
+  return plans;
 }
 
 }  // namespace cacovid

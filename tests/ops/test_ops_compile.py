@@ -10,16 +10,25 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cacovid import ops
+from cacovid.ops.frame_sample import flat_plan as frame_integers
 from cacovid.ops.ocss_sample import flat_plan as ocss_integers
 from cacovid.ops.score import pack_folds
 from cacovid.ops.select_tokens import flat_plan as select_numbers
+from cacovid.reference.frame_sample import frame_plan
 from cacovid.reference.ocss import ocss_plan
 from cacovid.reference.select_tokens import select_plan
 from cacovid.testing import cases_of
 from cacovid.testing.cases import GRIDS, token_scores
 from cacovid.types import Grid
 
-EXACT = ("select_tokens", "ocss_sample", "gather", "density_peaks", "farthest_point")
+EXACT = (
+    "select_tokens",
+    "ocss_sample",
+    "gather",
+    "density_peaks",
+    "farthest_point",
+    "frame_sample",
+)
 
 
 def _schema_arguments() -> list[tuple[str, tuple[Any, ...]]]:
@@ -38,6 +47,8 @@ def _schema_arguments() -> list[tuple[str, tuple[Any, ...]]]:
         ("select_tokens", (scores, frames, *selection)),
         ("select_tokens", (scores, None, *selection)),
         ("ocss_sample", (scores, rollouts, 4, -7, 3)),
+        ("cpo_loss", (*cases_of("cpo_loss")[0].make()[0], 0.2, 0.28, 0.1)),
+        ("frame_sample", (frames, frame_integers(frame_plan(grid, 0.2, 4)), 4, -7, 3)),
         ("density_peaks", (torch.randn(9, 5), 4, 3)),
         ("farthest_point", (torch.randn(9, 5), 4)),
         ("gather", (torch.randn(9, 5), torch.tensor([0, 3, 8]))),

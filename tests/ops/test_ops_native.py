@@ -19,7 +19,14 @@ from cacovid.types import Grid
 _CPU = available()["cpu"]
 pytestmark = pytest.mark.skipif(not _CPU.available, reason=_CPU.reason)
 
-EXACT = ("select_tokens", "ocss_sample", "gather", "density_peaks", "farthest_point")
+EXACT = (
+    "select_tokens",
+    "ocss_sample",
+    "gather",
+    "density_peaks",
+    "farthest_point",
+    "frame_sample",
+)
 
 
 def _both(case: Case) -> tuple[Tensor, Tensor]:
@@ -85,6 +92,25 @@ def test_random_rollouts_equal_reference(seed: int) -> None:
     compiled = ops.ocss_sample(scores, grid, ratio, rollouts, **named, backend="cpu")
     expected = ops.ocss_sample(scores, grid, ratio, rollouts, **named, backend="reference")
     assert torch.equal(compiled, expected)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_frames_equal_reference(seed: int) -> None:
+    rng = random.Random(seed)
+    grid = Grid((rng.choice((1, 2, 9, 32, 63, 400)), 1, 1) for _ in range(rng.randint(1, 3)))
+    scores = token_scores(grid.num_frames, rng.choice(("normal", "ties", "peaked", "huge")), seed)
+    rollouts = rng.choice((1, 2, 9))
+    named: dict[str, Any] = {
+        "frame_cap": "row",
+        "seed": rng.getrandbits(64),
+        "offset": rng.choice((0, 7, 2**32 - 1, rng.getrandbits(40))),
+    }
+    if seed % 3 == 0:  # the published cap holds for few frames only
+        grid, named["frame_cap"], rollouts = Grid([(9, 1, 1), (1, 2, 2)]), "published", 9
+        scores = scores.repeat(10)[:10]
+    compiled = ops.frame_sample(scores, grid, 0.1, rollouts, **named, backend="cpu")
+    expected = ops.frame_sample(scores, grid, 0.1, rollouts, **named, backend="reference")
+    assert compiled.dtype == torch.bool and torch.equal(compiled, expected)
 
 
 def _random_rows(kind: str, count: int, width: int, seed: int) -> Tensor:
@@ -195,3 +221,11 @@ def test_a_plan_that_contradicts_itself_is_refused() -> None:
         torch.ops.cacovid.ocss_sample(scores, [1, 4, 2, 5, 1], 2, 0, 0)
     with pytest.raises(ValueError, match="expected 5"):
         torch.ops.cacovid.ocss_sample(scores, [1, 4, 2], 2, 0, 0)
+    with pytest.raises(ValueError, match="contradicts itself"):
+        torch.ops.cacovid.frame_sample(scores, [4, 5, 1, 1], 2, 0, 0)
+    with pytest.raises(ValueError, match="expected 4"):
+        torch.ops.cacovid.frame_sample(scores, [4, 1, 1], 2, 0, 0)
+    with pytest.raises(ValueError, match="token masks are not bool"):
+        torch.ops.cacovid.cpo_loss(
+            *[scores] * 4, *[torch.ones(2, 4)] * 2, *[torch.zeros(2)] * 2, 0.2, 0.28, 0.0
+        )
