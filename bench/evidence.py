@@ -5,12 +5,15 @@
     python bench/evidence.py table --split test
     python bench/evidence.py table --split shifted
     python bench/evidence.py shares --run ocss-0
+    python bench/evidence.py letters
 
 `train` runs `cacovid train` once for each run and seed (resumable; a finished one is left alone).
 `curves` draws reward and greedy accuracy over training. `table` compares all finished policies
 with the training-free methods and the oracles on test scenes; `shares` tries the policy's share of
-the budget on validation scenes. Each writes Markdown and JSON. Everything is of the synthetic
-task; no public benchmark is run. Two commands at a time on two cores, with OMP_NUM_THREADS=1.
+the budget on validation scenes; `letters` compares the two ways of answering multiple choice, by
+one forward over the letters and by generation. Each writes Markdown and JSON. Everything is of
+the synthetic task; no public benchmark is run. On two cores run two commands at a time, each with
+OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +91,12 @@ def main() -> int:
     shares = commands.add_parser("shares")
     shares.add_argument("--run", default="ocss-0")
     shares.add_argument("--questions", type=int, default=500)
+    letters = commands.add_parser("letters")
+    letters.add_argument("--questions", type=int, default=500)
     args = parser.parse_args()
-    if args.command == "train":
+    if args.command == "letters":
+        _letters(args.questions)
+    elif args.command == "train":
         for name in args.runs:
             for seed in args.seeds:
                 _train(name, seed, args.steps)
@@ -317,6 +324,37 @@ def _shares(policy: Path, questions: int) -> None:
     )
     (RESULTS / "cpo-shares.json").write_text(json.dumps(rows, indent=1) + "\n")
     (RESULTS / "cpo-shares.md").write_text(page)
+    print(page)
+
+
+@torch.no_grad()
+def _letters(questions: int) -> None:
+    bench = _Bench.load(frozenset())
+    reward = bench.reward
+    wanted = (s for s in embedded_samples("validation", 23, questions, 5) if s.options)
+    samples = [sample for sample, _ in zip(wanted, range(questions), strict=False)]
+    same, right = 0, {"letters": 0, "generated": 0}
+    with steps_bar("Answering", len(samples)) as bar:
+        for number, sample in enumerate(samples):
+            prepared = reward.prepare(sample)
+            masks = torch.rand(2, 576, generator=torch.Generator().manual_seed(number)) < 0.1
+            masks[0] = True
+            one = reward(prepared, masks).correct
+            as_text = replace(prepared, sample=replace(sample, problem_type="exact"))
+            other = LocalReward(reward.encoder, free_text="generate")(as_text, masks).correct
+            same += int((one == other).sum())
+            right["letters"] += int(one.sum())
+            right["generated"] += int(other.sum())
+            bar.step(number + 1, None)
+    count = 2 * len(samples)
+    page = (
+        f"# Multiple choice: one forward over the letters, or generation\n\nSynthetic task, "
+        f"{len(samples)} validation questions with options, each from all tokens and from a random "
+        f"tenth; no public benchmark run. Made by `python bench/evidence.py letters`.\n\n"
+        f"- the same mark: {same} of {count}\n- right by the letters: {right['letters']}\n"
+        f"- right by generation: {right['generated']}\n"
+    )
+    (RESULTS / "letters.md").write_text(page)
     print(page)
 
 

@@ -83,7 +83,7 @@ def _reference(
     frame_scores: Tensor, plan: Sequence[int], rollouts: int, seed: int, offset: int
 ) -> Tensor:
     plans = [
-        FramePlan(*plan[i : i + 2], 0, *plan[i + 2 : i + _FIELDS])
+        FramePlan(plan[i], plan[i + 1], 0, plan[i + 2], plan[i + 3])
         for i in range(0, len(plan), _FIELDS)
     ]
     count = sum(p.frames for p in plans)
