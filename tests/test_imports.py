@@ -43,9 +43,10 @@ MAY_IMPORT = {
     "doctor": {"errors", "settings", "backends", "_extension", "_version"},
     "train": TOP,
     "evaluation": TOP | {"train"},
+    "benchmark": TOP | {"train"},
     "engines": TOP,
-    "cli": TOP | {"train", "evaluation", "engines", "commands"},
-    "commands": TOP | {"train", "evaluation", "engines"},
+    "cli": TOP | {"train", "evaluation", "benchmark", "engines", "commands"},
+    "commands": TOP | {"train", "evaluation", "benchmark", "engines"},
     "__main__": {"cli"},
 }
 

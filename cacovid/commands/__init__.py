@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from cacovid.commands.ask import Ask
+from cacovid.commands.bench import Bench
 from cacovid.commands.common import Command
 from cacovid.commands.demo import Demo
 from cacovid.commands.doctor import Doctor
@@ -32,6 +33,7 @@ def parse(arguments: Sequence[str]) -> Command:
     """
     commands: Any = (
         Annotated[Ask, tyro.conf.subcommand("ask")]
+        | Annotated[Bench, tyro.conf.subcommand("bench")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Doctor, tyro.conf.subcommand("doctor")]
         | Annotated[Eval, tyro.conf.subcommand("eval")]

@@ -1,0 +1,141 @@
+"""Times of several ways of the same work, taken in turns.
+
+On CUDA what a graph can hold is timed by the device's clock: the time of a graph of 50 runs less
+that of a graph of 25, by 25, so that the launch of the graph does not count; inputs rotate, so that
+no run finds its own in the cache. Everything else is timed by the host's clock, with the device
+waited for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+LONG, SHORT = 50, 25
+
+#: A sample by the host's clock lasts at least this long, in seconds.
+LEAST_SAMPLE = 2e-3
+
+
+@dataclass(frozen=True)
+class Times:
+    """What was measured of one way.
+
+    Args:
+        median: Seconds of one run.
+        p20: Below it lie a fifth of the samples.
+        p80: Above it lie a fifth of the samples.
+        samples: How many.
+        clock: `"device"` or `"host"`.
+    """
+
+    median: float
+    p20: float
+    p80: float
+    samples: int
+    clock: str
+
+
+#: Takes one sample: seconds of one run.
+Sampler = Callable[[], float]
+
+
+def interleaved(
+    samplers: dict[str, tuple[str, Sampler]], seconds: float, most: int = 50
+) -> dict[str, Times]:
+    """Samples of every way in turns, A B A B.
+
+    Args:
+        samplers: By name: the clock's name, and what takes a sample.
+        seconds: About how long this may last.
+        most: Rounds at most. There are at least 5, or 1 where one round takes all the time.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in samplers}
+    begin = time.perf_counter()
+    for done in range(1, most + 1):
+        for name, (_, sample) in samplers.items():
+            taken[name].append(sample())
+        passed = time.perf_counter() - begin
+        if passed >= seconds and (done >= 5 or passed / done > seconds):
+            break
+    return {name: _summary(values, samplers[name][0]) for name, values in taken.items()}
+
+
+def host_sampler(run: Callable[[Any], Any], inputs: Sequence[Any], device: torch.device) -> Sampler:
+    """Samples by the host's clock; runs are repeated until a sample is long enough."""
+    turn = 0
+
+    def runs(count: int) -> float:
+        nonlocal turn
+        synchronise(device)
+        begin = time.perf_counter()
+        for _ in range(count):
+            run(inputs[turn % len(inputs)])
+            turn += 1
+        synchronise(device)
+        return (time.perf_counter() - begin) / count
+
+    first = runs(1)
+    count = 1 if first > LEAST_SAMPLE else int(LEAST_SAMPLE / max(runs(1), 1e-7)) + 1
+    spare = [first] if count == 1 else []  # of a run that takes long none is for nothing
+    return lambda: spare.pop() if spare else runs(count)
+
+
+def graph_sampler(run: Callable[[Any], Any], inputs: Sequence[Any]) -> Sampler:
+    """Samples by the device's clock, from the difference of two CUDA graphs."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for one in inputs:
+            run(one)
+    torch.cuda.current_stream().wait_stream(stream)
+    graphs = []
+    for count in (SHORT, LONG):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for number in range(count):
+                run(inputs[number % len(inputs)])
+        graphs.append(graph)
+    for graph in graphs:
+        graph.replay()
+
+    def sample() -> float:
+        seconds = []
+        for graph in graphs:
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            seconds.append(begin.elapsed_time(end) * 1e-3)
+        return (seconds[1] - seconds[0]) / (LONG - SHORT)
+
+    return sample
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits for a CUDA device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _summary(values: list[float], clock: str) -> Times:
+    ordered = sorted(values)
+    return Times(
+        median=_quantile(ordered, 0.5),
+        p20=_quantile(ordered, 0.2),
+        p80=_quantile(ordered, 0.8),
+        samples=len(ordered),
+        clock=clock,
+    )
+
+
+def _quantile(ordered: list[float], share: float) -> float:
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])

@@ -1,0 +1,131 @@
+"""A whole training step: rollouts, rewards, loss and update, on a model's real shapes."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cacovid.train.config import (
+    DataSection,
+    EvaluationSection,
+    PolicySection,
+    RewardSection,
+    TrainConfig,
+)
+from cacovid.train.cpo import CPOSettings
+from cacovid.train.run import prepare
+from cacovid.train.settings import TrainerSettings
+
+
+@dataclass(frozen=True)
+class TrainingSpeed:
+    """How fast a policy is trained.
+
+    Args:
+        model: The frozen model.
+        tokens: Video tokens of a sample.
+        rollouts: Token rollouts and frame rollouts of an update.
+        updates: Updates of a step.
+        samples: Samples of a step.
+        seconds: Of each measured step, ascending; the first step, which loads, is not among them.
+        reward_share: Share of that time that the frozen model takes to mark rollouts.
+    """
+
+    model: str
+    tokens: int
+    rollouts: int
+    updates: int
+    samples: int
+    seconds: tuple[float, ...]
+    reward_share: float
+
+    @property
+    def median(self) -> float:
+        """Seconds of a step."""
+        return self.seconds[len(self.seconds) // 2]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "model": self.model,
+            "tokens": self.tokens,
+            "rollouts": self.rollouts,
+            "updates_per_step": self.updates,
+            "samples_per_step": self.samples,
+            "steps": len(self.seconds),
+            "seconds_per_step": round(self.median, 4),
+            "steps_per_second": round(1.0 / self.median, 4),
+            "reward_share": round(self.reward_share, 3),
+        }
+
+
+class _Timed:
+    """A reward that knows how long it took."""
+
+    def __init__(self, reward: Any, device: torch.device) -> None:
+        self._reward, self._device = reward, device
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reward, name)
+
+    def __call__(self, *arguments: Any) -> Any:
+        begin = time.perf_counter()
+        rewards = self._reward(*arguments)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self.seconds += time.perf_counter() - begin
+        return rewards
+
+
+def measure(model: str, device: torch.device, steps: int) -> TrainingSpeed:
+    """Trains a `CrossAttentionPolicy` for a few steps on the embedded task.
+
+    Args:
+        model: `"tiny"`, a directory or a Hub id.
+        device: Where.
+        steps: How many are measured; one more is run before them.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        config = TrainConfig(
+            output=str(Path(folder) / "run"),
+            model=model,
+            device=str(device),
+            policy=PolicySection(settings={"slots": 0}),
+            data=DataSection(scenes=1, per_scene=4),
+            reward=RewardSection(kind="probability", free_text="forced"),
+            cpo=CPOSettings(),
+            training=TrainerSettings(
+                steps=steps + 1, learning_rate=1e-4, checkpoint_every=steps + 2, log_every=steps + 2
+            ),
+            evaluation=EvaluationSection(questions=0),
+        )
+        run = prepare(config)
+        timed = _Timed(run.reward, device)
+        run.reward = timed  # type: ignore[assignment]
+        trainer = run.trainer()
+        seconds, rewarding = [], 0.0
+        trainer.train(0, 1)
+        for step in range(1, steps + 1):
+            before, begin = timed.seconds, time.perf_counter()
+            trainer.train(step, step + 1)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - begin)
+            rewarding += timed.seconds - before
+        tokens = run.reward.prepare(run.samples[0]).prompt.grid.num_tokens
+    own = config.cpo.rollouts
+    return TrainingSpeed(
+        model=model,
+        tokens=tokens,
+        rollouts=own.token_rollouts + own.frame_rollouts,
+        updates=config.cpo.updates,
+        samples=config.training.samples_per_step,
+        seconds=tuple(sorted(seconds)),
+        reward_share=rewarding / sum(seconds),
+    )

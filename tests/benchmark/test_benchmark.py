@@ -1,0 +1,276 @@
+"""The ways that ops are measured against do the same work; times, files and the command."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+
+import pytest
+import torch
+
+from cacovid import Grid, cli, ops, reference
+from cacovid.benchmark import batched, ceilings, plots, published, report
+from cacovid.benchmark.cases import Case, Provider, Setting, WrongResult, agree
+from cacovid.benchmark.ops import MAKERS, cases
+from cacovid.benchmark.run import run_case
+from cacovid.benchmark.timing import interleaved
+from cacovid.commands.bench import OPS
+from cacovid.reference.ocss import ocss_plan, subspace_cap
+from cacovid.reference.select_tokens import select_plan
+from cacovid.testing.laws import chi_square_p_value, without_replacement
+
+SETTING = Setting(torch.device("cpu"), torch.float32, compiled=False)
+LIMITS = ceilings.Ceilings(copy=1e10, read=1e10, matmul=1e11, empty=0.0)
+
+
+@pytest.mark.parametrize("retention", [0.1, 0.37, 1.0])
+@pytest.mark.parametrize("size", [(8, 14, 14), (32, 3, 5), (1, 7, 9), (63, 2, 8)])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 30.0])
+def test_selections_in_loops_and_batched_are_the_ops(size, retention, spread):
+    grid = Grid([size])
+    (plan,) = select_plan(grid, retention)
+    if plan.budget < plan.frames:
+        pytest.skip("the budget is below one token for each frame")
+    for seed in range(5):
+        torch.manual_seed(seed)
+        tokens, frames = torch.randn(grid.num_tokens), torch.randn(plan.frames).pow(3) * spread
+        wanted = ops.select_tokens(tokens, frames, grid, retention)
+        rows = tokens.view(plan.frames, plan.tokens)
+        assert torch.equal(batched.select_tokens(rows, frames, plan), wanted)
+        assert torch.equal(published.select_tokens(rows, frames, plan), wanted)
+
+
+@pytest.mark.parametrize(("way", "rollouts"), [("batched", 20_000), ("published", 4_000)])
+def test_samplers_draw_by_the_law(way, rollouts):
+    torch.manual_seed(0)
+    ratio, scores = 0.17, torch.tensor([[2.0, -1.0, 0.5, 0.1, 1.2, -0.3, 0.0, 0.7, -2.0, 0.4]])
+    (plan,) = ocss_plan(Grid([(1, 2, 5)]), ratio, 2.0, None)
+    law = reference.subspaces(scores[0], ratio)
+    assert (plan.subspaces, plan.keep) == (2, 2)
+    cap = subspace_cap(plan.subspaces, None)
+    if way == "batched":
+        drawn = batched.ocss_sample(scores, plan, rollouts + 1, cap).tolist()
+    else:
+        masks = published.ocss_sample(scores, plan, rollouts + 1, cap)
+        drawn = [row.nonzero().flatten().tolist() for row in masks]
+    assert drawn[0] == sorted(scores[0].topk(2).indices.tolist())  # the greedy one
+    expected = dict.fromkeys(itertools.combinations(range(10), 2), 0.0)
+    for chance, weights in zip(law.probabilities.tolist(), law.weights, strict=True):
+        members = weights.nonzero().flatten().tolist()
+        for places, p in without_replacement(weights[members].tolist(), 2).items():
+            expected[tuple(sorted(members[i] for i in places))] += chance * p
+    counts = dict.fromkeys(expected, 0)
+    for row in drawn[1:]:
+        counts[tuple(row)] += 1
+    possible = [key for key, p in expected.items() if p > 0]
+    assert sum(counts[key] for key in possible) == rollouts
+    p_value = chi_square_p_value(
+        torch.tensor([counts[key] for key in possible]),
+        torch.tensor([expected[key] * rollouts for key in possible]),
+    )
+    assert p_value > 1e-4
+
+
+def test_rollouts_of_small_subspaces_follow_the_ranks():
+    """A sub-space of too few members is filled up by the ranks that follow, then those before."""
+    torch.manual_seed(0)
+    scores = torch.randn(3, 12)
+    (plan,) = ocss_plan(Grid([(3, 3, 4)]), 0.5, 0.25, None)
+    assert plan.keep == 6 and plan.subspaces == 8  # of one or two members
+    cap = subspace_cap(plan.subspaces, None)
+    masks = published.ocss_sample(scores, plan, 60, cap).view(60, 3, 12)
+    drawn = batched.ocss_sample(scores, plan, 60, cap).view(60, 3, plan.keep).long()
+    for frame in range(3):
+        order = scores[frame].argsort(descending=True).tolist()
+        starts = [*plan.starts][:8]
+        possible = {
+            tuple(sorted([*order[start:], *reversed(order[:start])][:6])) for start in starts
+        }
+        looped = {tuple(mask.nonzero().flatten().tolist()) for mask in masks[:, frame]}
+        at_once = {tuple((row - 12 * frame).tolist()) for row in drawn[:, frame]}
+        assert looped <= possible and at_once <= possible
+        assert len(looped) > 2 and len(at_once) > 2
+
+
+def test_published_farthest_points_are_the_ops():
+    rows = torch.randn(300, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(published.farthest_point(rows, 40), ops.farthest_point(rows, 40))
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_every_op_is_measured_against_ways_that_agree(name):
+    case = MAKERS[name](392, 64, SETTING)
+    rows = run_case(case, SETTING, LIMITS, seconds=0.01)
+    assert {row.provider.role for row in rows} >= {"ours"} and len(rows) >= 2
+    for row in rows:
+        assert row.times.p20 <= row.times.median <= row.times.p80
+        assert row.times.clock == "host" and row.calls > 0 and row.floor > 0
+        assert (row.ratio == 1.0) == (row.provider.role == "ours") or row.ratio > 0
+        if row.provider.role == "published" and name in ("ocss_sample", "select_tokens"):
+            assert row.waits >= 2  # a wait for each frame at least
+        if row.provider.role == "ours" and name in ("select_tokens", "gather"):
+            assert row.waits == 0
+
+
+def test_names_of_the_command_are_those_of_the_cases():
+    assert (*MAKERS, "train") == OPS
+
+
+def test_cases_leave_out_sizes_that_take_minutes():
+    made = [
+        make() for make in cases(("farthest_point", "gather"), (196, 6272, 12544), (8,), SETTING)
+    ]
+    assert [(c.op, c.tokens) for c in made] == [
+        ("farthest_point", 196),
+        ("farthest_point", 6272),
+        ("gather", 196),
+        ("gather", 6272),
+        ("gather", 12544),
+    ]
+
+
+def test_nothing_is_timed_where_results_differ():
+    def timed(_):
+        timed.runs += 1
+        return torch.zeros(3)
+
+    timed.runs = 0
+    case = Case(
+        "select_tokens", 3, 0, "", lambda seed: seed,
+        (Provider("a", "eager", timed), Provider("b", "ours", lambda _: torch.ones(3))),
+        least_bytes=1, check=lambda results, _: agree(results, ("a", "b")),
+    )  # fmt: skip
+    with pytest.raises(WrongResult, match="b and a differ"):
+        run_case(case, SETTING, LIMITS, seconds=0.01)
+    assert timed.runs == 1
+
+
+def test_ways_take_turns_and_quantiles_are_of_their_own_samples():
+    order = []
+
+    def sampler(name, values):
+        values = iter(values)
+
+        def sample():
+            order.append(name)
+            return next(values)
+
+        return "host", sample
+
+    times = interleaved(
+        {"a": sampler("a", [5.0, 1.0, 3.0, 2.0, 4.0]), "b": sampler("b", [9.0] * 5)}, 0.0, most=5
+    )
+    assert order[:2] == ["a", "b"] and order == ["a", "b"] * (len(order) // 2)
+    assert times["b"].median == 9.0
+    if times["a"].samples == 5:
+        assert (times["a"].p20, times["a"].median, times["a"].p80) == (1.8, 3.0, 4.2)
+
+
+def test_the_floor_is_the_larger_of_traffic_and_arithmetic():
+    assert LIMITS.floor(10**10, 0) == 1.0
+    assert LIMITS.floor(10**10, 5 * 10**11) == 5.0
+
+
+def test_ceilings_of_this_machine():
+    found = ceilings.measure(torch.device("cpu"), torch.float32, seconds=0.05)
+    assert found.copy > 1e8 and found.read > 1e8 and found.matmul > 1e8 and found.empty == 0.0
+
+
+@pytest.fixture
+def known_ceilings(monkeypatch):
+    monkeypatch.setattr(ceilings, "measure", lambda device, dtype: LIMITS)
+
+
+@pytest.mark.usefixtures("known_ceilings")
+def test_the_command_writes_json_csv_and_pictures(capsys, tmp_path):
+    sizes = ["--tokens", "196", "392", "--hidden", "64", "32", "--dtype", "float32"]
+    status = cli.main(
+        ["bench", "--device", "cpu", "--ops", "gather", "select_tokens", *sizes, "--seconds",
+         "0.01", "--without-compile", "--json", "--csv", str(tmp_path / "out" / "f.csv"),
+         "--plots", str(tmp_path / "plots"), "--commit", "abc"]
+    )  # fmt: skip
+    assert status == 0
+    told = json.loads(capsys.readouterr().out)
+    rows = told["results"]
+    assert {(r["op"], r["tokens"], r["hidden"]) for r in rows} == {
+        ("select_tokens", 196, 0),
+        ("select_tokens", 392, 0),
+        *(("gather", n, d) for n in (196, 392) for d in (64, 32)),
+    }
+    assert told["training"] is None and told["skipped"] == []
+    assert told["environment"]["commit"] == "abc" and told["ceilings"]["copy_gb_per_s"] > 0
+    with open(tmp_path / "out" / "f.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(rows)
+    for line, row in zip(lines, rows, strict=True):
+        assert line["provider"] == row["provider"] and float(line["median_us"]) == row["median_us"]
+        assert line["torch"] == torch.__version__ and line["commit"] == "abc" and line["device"]
+    pictures = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    assert pictures == ["gather.png", "select_tokens.png", "speed-up.png"]
+    assert all((tmp_path / "plots" / name).stat().st_size > 10_000 for name in pictures)
+
+
+@pytest.mark.usefixtures("known_ceilings")
+def test_the_table_fits_a_terminal(capsys):
+    assert cli.main(
+        ["bench", "--device", "cpu", "--ops", "select_tokens", "ocss_sample", "--tokens", "196",
+         "--seconds", "0.01", "--without-compile"]
+    ) == 0  # fmt: skip
+    out = capsys.readouterr().out
+    assert "as published, in loops" in out and "cacovid" in out and "x ours" in out
+    assert max(map(len, out.splitlines()[2:])) <= 80
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ops", "nosuch"], "'nosuch' is not known; expected some of score"),
+        (["--tokens", "200"], "--tokens is 200; expected frames of 196"),
+        (["--hidden", "3"], "--hidden is 3"),
+        (["--dtype", "int8"], "--dtype is 'int8'"),
+        (["--seconds", "0"], "--seconds is 0"),
+        (["--threads", "0"], "--threads is 0"),
+        (["--device", "tpu"], "--device is 'tpu'; expected cpu or cuda"),
+    ],
+)
+def test_wrong_usage(capsys, arguments, message):
+    assert cli.main(["bench", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_device_is_told(capsys):
+    assert cli.main(["bench", "--device", "cuda"]) == 2
+    assert "torch sees no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("known_ceilings")
+def test_a_training_step_is_measured(model_for_training, capsys):
+    assert cli.main(
+        ["bench", "--device", "cpu", "--ops", "train", "--quick", "--json", "--model",
+         str(model_for_training)]
+    ) == 0  # fmt: skip
+    told = json.loads(capsys.readouterr().out)["training"]
+    assert told["steps"] == 1 and told["rollouts"] == 31 and told["updates_per_step"] == 5
+    assert told["steps_per_second"] > 0 and 0 < told["reward_share"] < 1
+
+
+@pytest.fixture
+def model_for_training():
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    return "tiny"
+
+
+def test_pictures_of_one_size(tmp_path):
+    row = {"op": "score", "provider": "cacovid", "role": "ours", "tokens": 196, "hidden": 0,
+           "median_us": 3.0, "p20_us": 2.0, "p80_us": 4.0, "times_ours": 1.0, "floor_us": 1.0,
+           "dtype": "float32"}  # fmt: skip
+    files = plots.draw([row, {**row, "provider": "x", "role": "bare"}], "here", tmp_path)
+    assert [f.name for f in files] == ["score.png", "speed-up.png"]
+
+
+def test_the_environment_names_the_machine():
+    where = report.environment(torch.device("cpu"))
+    assert where.device and where.torch == torch.__version__ and where.threads >= 1
