@@ -117,6 +117,23 @@ class CrossAttentionPolicy(StoredPolicy):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        if not c.slots:
+            self._attend_to_like_words()
+
+    @torch.no_grad()
+    def _attend_to_like_words(self) -> None:
+        """Starts with every video token attending to the question's words that it is like.
+
+        The query is the key of the same vector, in a random subspace that keeps lengths and angles
+        up to chance, so that logits start near `sqrt(d)` times the cosine; the null token starts
+        like nothing. Base models align the projector's output with word embeddings; rewards are
+        too noisy to find that alignment again (CPO with 50,000 rollouts on the embedded task:
+        greedy selection at 10% right on 0.81 in place of 0.75 of 300 questions; one run of each).
+        """
+        nn.init.orthogonal_(self.slot_input.weight)
+        nn.init.orthogonal_(self.key.weight)
+        self.query.weight.copy_(self.key.weight @ self.slot_input.weight)
+        self.null.mul_(0.05)
 
     def forward(self, prompt: Prompt) -> Scores:
         """Scores by the folded form where no gradient is asked for, else by the plain one.

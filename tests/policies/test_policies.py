@@ -360,3 +360,15 @@ def test_upload_arguments_without_an_upload_are_refused(tmp_path):
     with pytest.raises(InvalidInputError, match=r"private, repo_id, .* expected push_to_hub=True"):
         small("cross").save_pretrained(tmp_path, repo_id="owner/policy", private=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_without_slots_a_token_starts_with_attention_to_the_word_it_is_like():
+    torch.manual_seed(0)
+    policy = CrossAttentionPolicy(CrossAttentionConfig(hidden_size=256, slots=0))
+    words = torch.randn(12, 256)
+    with torch.no_grad():
+        key = policy.key(policy.read_question(words)).unflatten(1, (2, 64)).transpose(0, 1)
+        query = policy.query(policy.video_norm(3.0 * words)).unflatten(1, (2, 64)).transpose(0, 1)
+        logits = query @ key.transpose(1, 2) / 8  # [heads, tokens, null and words]
+    assert logits.argmax(dim=-1).equal(torch.arange(1, 13).expand(2, -1))
+    assert torch.softmax(logits, dim=-1).amax(dim=-1).min() > 0.8
