@@ -67,6 +67,9 @@ class Run:
         pretrained: tuple[str, ...] = ()
         if isinstance(self.policy, SelfAttentionPolicy) and self.config.policy.from_language_model:
             pretrained = ("layers.",)
+        if isinstance(self.policy, CrossAttentionPolicy) and not self.policy.config.slots:
+            # They start aligned with the word embeddings; at the full rate, noise undoes that.
+            pretrained = ("slot_input.", "key.", "query.")
         objective: Objective = CPO(self.reward, self.config.cpo)
         if self.config.objective == "imitation":
             objective = Imitation(self.reward.encoder, self.config.imitation)

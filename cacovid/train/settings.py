@@ -18,7 +18,9 @@ class TrainerSettings:
         steps: Groups of samples; each is one pass of all the updates of a sample.
         samples_per_step: Samples of a group on each process.
         learning_rate: Peak rate of AdamW, cosine schedule.
-        pretrained_rate_factor: Rate of layers that start as the language model's own.
+        pretrained_rate_factor: Rate of layers that start as the language model's own, and of the
+            query and key of a `CrossAttentionPolicy` without slots, which start aligned with its
+            word embeddings; as a share of `learning_rate`.
         warmup: Share of the updates in which the rate rises.
         final_rate: Rate at the end, as a share of the peak.
         weight_decay: Of AdamW.
