@@ -4,10 +4,16 @@
 #include "../common/plans.h"
 #include "cacovid/ocss.h"
 #include "ranking.h"
+#include "sampling_lanes.h"
 #include "values.h"
 
 namespace cacovid {
 namespace {
+
+CACOVID_DISPATCH(draw_times, draw_times_body,
+                 (uint32_t op, int64_t blocks, uint32_t frame, uint32_t rollout, uint32_t item,
+                  uint64_t seed, uint32_t* first, float* times),
+                 (op, blocks, frame, rollout, item, seed, first, times))
 
 // Draws the rollouts of single frames; the buffers are kept from frame to frame.
 class FrameSampler {
@@ -23,7 +29,10 @@ class FrameSampler {
         prefix_(plan.subspaces),
         weights_(plan.tokens),
         scratch_(plan.tokens + 2 * plan.subspaces),
-        race_(plan.longest()) {}
+        race_(plan.longest()),
+        // Draw 0 chooses the sub-space; the others race where one has enough members.
+        blocks_(plan.longest() < plan.keep ? 1 : (plan.longest() + 4) / 4),
+        times_(4 * blocks_ * kLanes) {}
 
   // scores: [n] of frame `frame`; out: its k columns of row 0, rows `stride` apart; base: number
   // of the frame's first token.
@@ -33,24 +42,28 @@ class FrameSampler {
     emit_window(0, base, out);
     if (rollouts_ == 1) return;
     frame_tables(ranked_.data(), plan_, prefix_.data(), weights_.data(), scratch_.data());
-    for (int64_t g = 1; g < rollouts_; ++g) {
-      draw(static_cast<uint32_t>(frame), static_cast<uint32_t>(g), base, out + g * stride);
+    for (int64_t group = 1; group < rollouts_; group += kLanes) {
+      uint32_t first[kLanes];
+      draw_times(kOpOcss, blocks_, static_cast<uint32_t>(frame), static_cast<uint32_t>(group),
+                 item_, seed_, first, times_.data());
+      const int64_t end = std::min(group + kLanes, rollouts_);
+      for (int64_t g = group; g < end; ++g) {
+        draw(first[g - group], times_.data() + (g - group), base, out + g * stride);
+      }
     }
   }
 
  private:
-  void draw(uint32_t frame, uint32_t rollout, int64_t base, int32_t* out) {
-    PhiloxWords words = draw_block(kOpOcss, 0, frame, rollout, item_, seed_);
-    const int64_t j = chosen_subspace(prefix_.data(), plan_.subspaces, words.word[0]);
+  // word: draw 0 of the rollout. times: neg_log of its draws, kLanes apart.
+  void draw(uint32_t word, const float* times, int64_t base, int32_t* out) {
+    const int64_t j = chosen_subspace(prefix_.data(), plan_.subspaces, word);
     const int64_t begin = plan_.start(j), size = plan_.start(j + 1) - begin;
     if (size < plan_.keep) {
       emit_window(std::min(begin, plan_.tokens - plan_.keep), base, out);
       return;
     }
     for (int64_t i = 0; i < size; ++i) {
-      const uint32_t t = static_cast<uint32_t>(i + 1);
-      if ((t & 3u) == 0) words = draw_block(kOpOcss, t >> 2, frame, rollout, item_, seed_);
-      race_[i] = race_entry(words.word[t & 3u], weights_[begin + i], static_cast<uint32_t>(i));
+      race_[i] = race_entry(times[(i + 1) * kLanes], weights_[begin + i], static_cast<uint32_t>(i));
     }
     keep_smallest(race_.data(), size, plan_.keep);
     for (int64_t i = 0; i < plan_.keep; ++i) {
@@ -79,6 +92,8 @@ class FrameSampler {
   std::vector<float> weights_;
   std::vector<int64_t> scratch_;
   std::vector<uint64_t> race_;
+  const int64_t blocks_;
+  std::vector<float> times_;
 };
 
 Tensor ocss_sample_cpu(const Tensor& token_scores, const std::vector<int64_t>& plan_fields,

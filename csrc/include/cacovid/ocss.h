@@ -90,8 +90,12 @@ CACOVID_HD int64_t chosen_subspace(const int64_t* prefix, int64_t subspaces, uin
 
 // Rollout, item 2: a member's time and its number in one integer; the smallest are kept. Times are
 // positive, so their bits order like their values.
+CACOVID_HD uint64_t race_entry(float time, float weight, uint32_t member) {
+  return (static_cast<uint64_t>(bit_cast<uint32_t>(time / weight)) << 32) | member;
+}
+
 CACOVID_HD uint64_t race_entry(uint32_t word, float weight, uint32_t member) {
-  return (static_cast<uint64_t>(bit_cast<uint32_t>(neg_log(word) / weight)) << 32) | member;
+  return race_entry(neg_log(word), weight, member);
 }
 
 }  // namespace cacovid
