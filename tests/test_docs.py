@@ -3,7 +3,8 @@
 Python blocks of a page run in order in one namespace, as a reader types them; lines of shell blocks
 that call `cacovid` run too, in the same folder, which holds a real `clip.mp4`; the other lines are
 checked against what the project offers. A block that cannot run on any machine (it needs a GPU or a
-download from a model hub) stands under `<!-- not run: why -->`; it is still compiled.
+download from a model hub) stands under `<!-- not run: why -->`; it is still compiled. One under
+`<!-- needs CUDA -->` runs where there is a device.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-_PAGES = ("README.md", "CONTRIBUTING.md", "docs/training.md")
+_PAGES = ("README.md", "CONTRIBUTING.md", "docs/training.md", "docs/using-the-ops.md")
 PAGES = [name for name in _PAGES if (ROOT / name).is_file()]
 
 _FENCE = re.compile(
-    r"(?P<skip><!-- not run: (?P<why>[^\n]+?) -->\n+)?"
+    r"(?P<skip><!-- (?:not run: (?P<why>[^\n]+?)|(?P<cuda>needs CUDA)) -->\n+)?"
     r"^```(?P<language>\w+)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
@@ -48,7 +50,10 @@ def _blocks(page: str) -> Iterator[Block]:
     text = (ROOT / page).read_text()
     for match in _FENCE.finditer(text):
         line = text.count("\n", 0, match.start("language")) + 1
-        yield Block(page, line, match["language"], match["text"], match["why"])
+        why = match["why"]
+        if match["cuda"] and not torch.cuda.is_available():
+            why = "no CUDA device"
+        yield Block(page, line, match["language"], match["text"], why)
 
 
 def _commands(text: str) -> Iterator[list[str]]:
@@ -159,7 +164,7 @@ def test_shell_examples_name_what_exists(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_links_into_the_project_lead_somewhere(page: str) -> None:
     links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", (ROOT / page).read_text())
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
 
 
 def test_environment_variables_are_documented() -> None:

@@ -52,10 +52,6 @@ class Row:
     waits: int
 
 
-class Skipped(Exception):
-    """A case that cannot be run here; the message says why."""
-
-
 def run_case(case: Case, setting: Setting, ceilings: Ceilings, seconds: float) -> list[Row]:
     """Measures one case.
 
@@ -67,7 +63,7 @@ def run_case(case: Case, setting: Setting, ceilings: Ceilings, seconds: float) -
 
     Raises:
         WrongResult: if the ways disagree.
-        Skipped: if the memory does not suffice.
+        torch.OutOfMemoryError: if the memory does not suffice.
     """
     device = setting.device
     try:
@@ -75,8 +71,6 @@ def run_case(case: Case, setting: Setting, ceilings: Ceilings, seconds: float) -
         sets = [case.inputs(10 * i) for i in range(1 if alone else ROTATED)]
         with torch.no_grad() if case.op != "cpo_loss" else torch.enable_grad():
             return _measured(case, sets, device, ceilings, seconds)
-    except torch.OutOfMemoryError as error:
-        raise Skipped(f"not enough memory: {str(error).splitlines()[0]}") from error
     finally:
         torch.compiler.reset()
         gc.collect()
@@ -96,10 +90,7 @@ def _measured(
     del results
     samplers: dict[str, tuple[str, Sampler]] = {}
     for provider in case.providers:
-        if provider.captures and device.type == "cuda":
-            samplers[provider.name] = ("device", graph_sampler(provider.run, sets))
-        else:
-            samplers[provider.name] = ("host", host_sampler(provider.run, sets, device))
+        samplers[provider.name] = _sampler(provider, sets, device)
     times = interleaved(samplers, seconds)
     ours = next(times[p.name].median for p in case.providers if p.role == "ours")
     return [
@@ -116,6 +107,18 @@ def _measured(
         )
         for provider in case.providers
     ]
+
+
+def _sampler(provider: Provider, sets: list[Any], device: torch.device) -> tuple[str, Sampler]:
+    """The clock that suits the way, and what reads it."""
+    if provider.captures and device.type == "cuda":
+        try:
+            return "device", graph_sampler(provider.run, sets)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # what waits for the device cannot be captured; the clock says so
+            torch.cuda.synchronize(device)
+    return "host", host_sampler(provider.run, sets, device)
 
 
 def _once(provider: Provider, inputs: Any, device: torch.device) -> tuple[Any, int, _Counter]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
@@ -17,20 +16,13 @@ from cacovid.commands.common import (
     write_line,
 )
 from cacovid.commands.progress import steps_bar
+from cacovid.errors import CacovidError
 
-if TYPE_CHECKING:
-    from cacovid.benchmark.cases import Setting
-    from cacovid.benchmark.ceilings import Ceilings
-    from cacovid.benchmark.run import Row
-
-#: Names of `cacovid.benchmark.ops.MAKERS` and the training step, written out for a quick --help.
+#: `cacovid.benchmark.measure.NAMES`, written out for a quick --help.
 OPS = (
     "score", "select_tokens", "gather", "prune", "ocss_sample", "pack_rollouts", "cpo_loss",
     "farthest_point", "density_peaks", "train",
 )  # fmt: skip
-TOKENS = {"cuda": (6272, 12544, 50176, 200704), "cpu": (6272, 12544, 50176)}
-HIDDEN = {"cuda": (896, 2048, 3584), "cpu": (896, 3584)}
-QUICK_TOKENS, QUICK_HIDDEN = (6272,), (896,)
 
 
 @dataclass
@@ -62,6 +54,8 @@ class Bench(Command):
     """Leave torch.compile out: it takes up to a minute for each size."""
     seconds: Annotated[float | None, arg(metavar="S", help_behavior_hint="")] = None
     """Time for each op and size. Default: 2, with --quick 0.5."""
+    most_seconds: Annotated[float | None, arg(metavar="S", help_behavior_hint="")] = None
+    """Begin no further case after this time. Default: no limit."""
     threads: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """CPU threads. Default: as torch has them."""
     csv: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
@@ -78,39 +72,33 @@ class Bench(Command):
         self._check()
         import torch
 
-        from cacovid.benchmark import ceilings, report
-        from cacovid.benchmark.cases import Setting
+        from cacovid.benchmark.measure import Wish, measure
 
-        device = self._device()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        setting = Setting(
-            device, getattr(torch, self.dtype), not (self.quick or self.without_compile)
+        wish = Wish(
+            device=self._device(),
+            names=self.ops,
+            tokens=self.tokens,
+            hidden=self.hidden,
+            dtype=getattr(torch, self.dtype),
+            model=self.model,
+            quick=self.quick,
+            compiled=not self.without_compile,
+            seconds=self.seconds,
+            most_seconds=self.most_seconds,
+            commit=self.commit,
         )
-        where = report.environment(device, self.commit)
-        limits = ceilings.measure(device, setting.dtype)
-        rows, skipped = self._rows(setting, limits)
-        records = report.records(rows, setting.dtype)
-        training = self._training(device) if "train" in self._names() else None
-        limit_record = report.ceiling_record(limits)
-        if self.csv is not None:
-            report.write_csv(self.csv, records, limit_record, where)
-        if self.plots is not None and records:
-            from cacovid.benchmark import plots
-
-            plots.draw(records, f"{where.device}, {self.dtype}", self.plots)
+        with steps_bar("Measuring", 1) as bar:
+            measured = measure(wish, lambda done, total: bar.step(done, None, total), bar.note)
+        measured.write(self.csv, self.plots)
         if self.json:
-            write_json(
-                {
-                    "results": records,
-                    "ceilings": limit_record,
-                    "environment": vars(where),
-                    "training": training,
-                    "skipped": skipped,
-                }
-            )
-            return
-        self._show(records, limit_record, where, training)
+            write_json(measured.to_dict())
+        else:
+            for line in measured.lines(wish.dtype):
+                write_line(line)
+        if measured.failed:
+            raise CacovidError(f"{len(measured.failed)} failed: {'; '.join(measured.failed)}")
 
     def _check(self) -> None:
         for name in self.ops:
@@ -139,65 +127,3 @@ class Bench(Command):
                 "--device is cuda, but torch sees no CUDA device; `cacovid doctor` says why"
             )
         return torch.device(wanted)
-
-    def _names(self) -> tuple[str, ...]:
-        return self.ops or OPS
-
-    def _rows(self, setting: Setting, limits: Ceilings) -> tuple[list[Row], list[str]]:
-        from cacovid.benchmark.ops import MAKERS, cases
-        from cacovid.benchmark.run import Skipped, run_case
-
-        kind = setting.device.type
-        tokens = self.tokens or (QUICK_TOKENS if self.quick else TOKENS[kind])
-        hidden = self.hidden or (QUICK_HIDDEN if self.quick else HIDDEN[kind])
-        seconds = self.seconds or (0.5 if self.quick else 2.0)
-        names = tuple(name for name in self._names() if name in MAKERS)
-        makers = list(cases(names, tokens, hidden, setting))
-        rows: list[Row] = []
-        skipped: list[str] = []
-        with steps_bar("Measuring", len(makers)) as bar:
-            for done, make in enumerate(makers, start=1):
-                case = make()
-                try:
-                    rows += run_case(case, setting, limits, seconds)
-                except Skipped as reason:
-                    skipped.append(f"{case.op}, N = {case.tokens}, D = {case.hidden}: {reason}")
-                    bar.note(f"left out {skipped[-1]}")
-                bar.step(done, None)
-        return rows, skipped
-
-    def _training(self, device: Any) -> dict[str, Any] | None:
-        from cacovid.benchmark import training
-
-        try:
-            return training.measure(self.model, device, 1 if self.quick else 5).to_dict()
-        except ImportError as error:  # the rest of the figures do not hang on it
-            if self.ops:
-                raise
-            sys.stderr.write(f"left out the training step: {error}\n")
-            return None
-
-    def _show(
-        self, records: list[dict[str, Any]], limits: dict[str, float], where: Any, training: Any
-    ) -> None:
-        from cacovid.benchmark import report
-
-        versions = f"torch {where.torch}, {where.threads} threads"
-        if where.cuda:
-            versions += f", CUDA {where.cuda}, driver {where.driver}, triton {where.triton}"
-        write_line(f"{where.device}; {versions}; commit {where.commit or 'not known'}")
-        write_line(
-            f"ceilings: copy {limits['copy_gb_per_s']:,} GB/s, read {limits['read_gb_per_s']:,} "
-            f"GB/s, {self.dtype} product {limits['matmul_tflop_per_s']:,} TFLOP/s"
-        )
-        if records:
-            for line in report.table(records):
-                write_line(line)
-        if training is not None:
-            write_line()
-            write_line(
-                f"training ({training['model']}, {training['tokens']} tokens, "
-                f"{training['rollouts']} rollouts, {training['updates_per_step']} updates): "
-                f"{training['seconds_per_step']:.3g} s a step, {training['steps_per_second']:.3g} "
-                f"steps/s; {training['reward_share']:.0%} of it rewards"
-            )

@@ -92,9 +92,15 @@ class StepsBar:
         self._task = bar.add_task(words, total=total) if bar is not None else None
         self._begin = self._last = time.perf_counter()
 
-    def step(self, done: int, entry: Mapping[str, float] | None) -> None:
-        """So many steps are done; `entry` holds new figures."""
+    def step(
+        self, done: int, entry: Mapping[str, float] | None, total: int | None = None
+    ) -> None:
+        """So many steps are done; `entry` holds new figures, `total` a new number of steps."""
         words = self._words
+        if total is not None and total != self._total:
+            self._total = total
+            if self._bar is not None:
+                self._bar.update(self._task, total=total)
         if entry is not None:
             shown = (name for name in SHOWN if name in entry)
             words += "  " + "  ".join(f"{name} {entry[name]:.3g}" for name in shown)

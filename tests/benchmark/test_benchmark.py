@@ -11,7 +11,9 @@ import torch
 
 from cacovid import Grid, cli, ops, reference
 from cacovid.benchmark import batched, ceilings, plots, published, report
+from cacovid.benchmark.__main__ import main as plain_main
 from cacovid.benchmark.cases import Case, Provider, Setting, WrongResult, agree
+from cacovid.benchmark.measure import NAMES
 from cacovid.benchmark.ops import MAKERS, cases
 from cacovid.benchmark.run import run_case
 from cacovid.benchmark.timing import interleaved
@@ -114,7 +116,7 @@ def test_every_op_is_measured_against_ways_that_agree(name):
 
 
 def test_names_of_the_command_are_those_of_the_cases():
-    assert (*MAKERS, "train") == OPS
+    assert NAMES == OPS
 
 
 def test_cases_leave_out_sizes_that_take_minutes():
@@ -220,6 +222,42 @@ def test_the_table_fits_a_terminal(capsys):
     out = capsys.readouterr().out
     assert "as published, in loops" in out and "cacovid" in out and "x ours" in out
     assert max(map(len, out.splitlines()[2:])) <= 80
+
+
+@pytest.mark.usefixtures("known_ceilings")
+def test_without_the_command_lines_packages(capsys, tmp_path):
+    arguments = ["--device", "cpu", "--tokens", "196", "--seconds", "0.01", "--without-compile"]
+    path = tmp_path / "f.csv"
+    assert plain_main([*arguments, "--ops", "select_tokens", "--csv", str(path)]) == 0
+    assert "as published, in loops" in capsys.readouterr().out
+    assert len(path.read_text().splitlines()) == 4
+    assert plain_main([*arguments, "--ops", "gather", "--hidden", "32", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"][0]["op"] == "gather"
+    with pytest.raises(SystemExit):
+        plain_main([*arguments, "--ops", "nosuch"])
+
+
+@pytest.mark.usefixtures("known_ceilings")
+def test_what_fails_is_told_at_the_end_and_stops_nothing(capsys, monkeypatch):
+    def broken(tokens, hidden, setting):
+        raise RuntimeError("no kernel\nfor this")
+
+    monkeypatch.setitem(MAKERS, "gather", broken)
+    arguments = ["--device", "cpu", "--tokens", "196", "--seconds", "0.01", "--without-compile"]
+    assert plain_main([*arguments, "--ops", "gather", "select_tokens", "--hidden", "8"]) == 1
+    seen = capsys.readouterr()
+    assert "FAILED case 1: RuntimeError: no kernel\n" in seen.err
+    assert "select_tokens, N = 196" in seen.out
+    assert cli.main(["bench", *arguments, "--ops", "gather", "--hidden", "16"]) == 1
+    assert "1 failed: case 1" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("known_ceilings")
+def test_no_case_begins_when_the_time_is_used_up(capsys):
+    arguments = ["--device", "cpu", "--tokens", "196", "--most-seconds", "0", "--json"]
+    assert plain_main([*arguments, "--ops", "select_tokens", "ocss_sample"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["results"] == [] and told["skipped"] == ["2 of 2 cases: the time was used up"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,73 @@
+"""`python -m cacovid.benchmark`: `cacovid bench` for machines without the command line's packages.
+
+The same run; `bench/device.sh` calls it, as a GPU machine may have torch and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures, prints the table, and returns 1 if a case failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cacovid.benchmark", description="Measure the ops (see cacovid bench)."
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
+    parser.add_argument("--ops", nargs="+", default=[], metavar="NAME")
+    parser.add_argument("--tokens", nargs="+", type=int, default=[], metavar="N")
+    parser.add_argument("--hidden", nargs="+", type=int, default=[], metavar="D")
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--most-seconds", type=float)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--without-compile", action="store_true")
+    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--plots", type=Path)
+    parser.add_argument("--commit", default="")
+    parser.add_argument("--json", action="store_true")
+    own = parser.parse_args(arguments)
+
+    import torch
+
+    from cacovid.benchmark.measure import NAMES, Wish, measure
+
+    unknown = sorted(set(own.ops) - set(NAMES))
+    if unknown:
+        parser.error(f"--ops: {', '.join(unknown)} not known; expected some of {', '.join(NAMES)}")
+    if own.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device is cuda, but torch sees no CUDA device")
+    wish = Wish(
+        device=torch.device(own.device),
+        names=tuple(own.ops),
+        tokens=tuple(own.tokens),
+        hidden=tuple(own.hidden),
+        quick=own.quick,
+        compiled=not own.without_compile,
+        seconds=own.seconds,
+        most_seconds=own.most_seconds,
+        commit=own.commit,
+    )
+    measured = measure(wish, on_note=_note)
+    measured.write(own.csv, None)
+    lines = (
+        [json.dumps(measured.to_dict(), ensure_ascii=False)]
+        if own.json
+        else measured.lines(wish.dtype)
+    )
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+    measured.write(None, own.plots)  # last: matplotlib may be missing
+    return 1 if measured.failed else 0
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
