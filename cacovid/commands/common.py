@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+#: Rows that cannot be used are told one by one up to so many.
+SHOWN_ROWS = 20
+
 
 class UsageError(Exception):
     """An option's value that the command cannot take; ends with exit status 2."""
@@ -53,6 +56,26 @@ def check_method(name: str) -> None:
         methods.get(name)
     except InvalidInputError as error:
         raise UsageError(f"--method: {error}") from None
+
+
+def tell_left_out(samples: Any, full_list: str | None = None) -> None:
+    """Tells on standard error which rows of the data cannot be used, and which have a new id.
+
+    One of several processes tells.
+
+    Args:
+        samples: `cacovid.train.data.Samples`.
+        full_list: Where all of them are listed when there are many; None: tell all.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    lines = [f"left out {row}: {reason}" for row, reason in samples.skipped]
+    lines += [f"{row} has the id of another question; it is {id!r}" for row, id in samples.renamed]
+    shown = len(lines) if full_list is None else SHOWN_ROWS
+    for line in lines[:shown]:
+        sys.stderr.write(line + "\n")
+    if len(lines) > shown:
+        sys.stderr.write(f"and {len(lines) - shown:,} rows more; {full_list}\n")
 
 
 def use_backend(name: str) -> None:

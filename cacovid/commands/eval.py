@@ -14,6 +14,7 @@ from cacovid.commands.common import (
     check_at_least,
     check_retention,
     show_table,
+    tell_left_out,
     write_json,
     write_line,
 )
@@ -110,17 +111,15 @@ class Eval(Command):
         return (*policies, *(EMBEDDED_METHODS if self.embedded else DEFAULT_METHODS))
 
     def _samples(self) -> Any:
-        import sys
-
-        from cacovid.train.data import embedded_samples, read_video_r1
+        from cacovid.train.data import embedded_samples
+        from cacovid.train.video_r1 import read_video_r1
 
         if self.data is None:
             per_scene = 8
             scenes = -(-self.limit // per_scene)
             return embedded_samples(self.split, self.seed, scenes, per_scene)[: self.limit]
         samples = read_video_r1(self.data, self.video_root)
-        for row, reason in samples.skipped:
-            sys.stderr.write(f"left out {row}: {reason}\n")
+        tell_left_out(samples)
         return samples[: self.limit]
 
 

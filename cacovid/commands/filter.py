@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import arg
 
-from cacovid.commands.common import Command, write_json, write_line
+from cacovid.commands.common import Command, tell_left_out, write_json, write_line
 from cacovid.commands.progress import progress, steps_bar
 
 
@@ -41,7 +41,7 @@ class Filter(Command):
         from cacovid.train.config import read_config
         from cacovid.train.filtering import BlindReader, filter_blind
         from cacovid.train.rewards import freeze
-        from cacovid.train.run import read_data
+        from cacovid.train.run import check_answerable, read_data, reading_dtype
 
         config = read_config(self.config)
         if not self.debug:
@@ -49,12 +49,14 @@ class Filter(Command):
         with progress(2) as shown:
             shown.stage("data")
             samples = read_data(config.data)
+            tell_left_out(samples, f"all are listed in {self.output}")
             shown.stage("model")
             location = model_location(config.model)
             device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-            dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-            model = freeze(load_whole(location, dtype).to(device))
-        reader = BlindReader(model, load_processor(location), config.reward.max_new_tokens)
+            model = freeze(load_whole(location, reading_dtype(config.dtype, device)).to(device))
+            processor = load_processor(location)
+            check_answerable(samples, processor.tokenizer)
+        reader = BlindReader(model, processor, config.reward.max_new_tokens)
         with steps_bar("Reading without video", len(samples)) as bar:
             found = filter_blind(samples, reader, self.output, lambda done: bar.step(done, None))
         if self.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,13 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import arg
 
-from cacovid.commands.common import Command, UsageError, write_json, write_line
+from cacovid.commands.common import (
+    Command,
+    UsageError,
+    tell_left_out,
+    write_json,
+    write_line,
+)
 from cacovid.commands.progress import progress, steps_bar
 
 
@@ -48,31 +55,37 @@ class Train(Command):
             quiet_libraries()
         with progress(2) as shown:
             run = prepare(config, shown.stage)
-        self._tell_skipped(run.samples)
+        listed = f"a run lists them all in {output / 'left_out.json'}"
+        tell_left_out(run.samples, listed)
+        tell_left_out(run.held_out, listed)
+        if config.data.file and run.held_out and not config.evaluation.file:
+            sys.stderr.write(
+                "the held-out questions are those of the embedded task; for questions of your own "
+                "give evaluation a file, on other videos than the data\n"
+            )
         if self.dry_run:
             self._dry_run(run)
             return
         with steps_bar("Training", config.training.steps) as bar:
             trainer = run.trainer(on_step=bar.step, on_warning=bar.note)
             first = trainer.resume() if self.resume else 0
+            if trainer.is_main:
+                _write(output / "left_out.json", run.samples.listing())
             before = _stored(output / "before.json") if first else None
             if before is None and trainer.is_main:
                 bar.note("evaluating greedy selection before training")
                 before = _evaluate(run, output / "before.json")
+            trainer.catch_up()
             trainer.train(first)
+            after = None
+            if trainer.is_main:
+                bar.note("evaluating greedy selection after training")
+                after = _evaluate(run, output / "after.json")
+            trainer.catch_up()
+            trainer.close()
             if not trainer.is_main:
                 return
-            bar.note("evaluating greedy selection after training")
-            after = _evaluate(run, output / "after.json")
         self._report(run, trainer, before, after)
-
-    def _tell_skipped(self, samples: Any) -> None:
-        import sys
-
-        for row, reason in samples.skipped[:20]:
-            sys.stderr.write(f"left out {row}: {reason}\n")
-        if len(samples.skipped) > 20:
-            sys.stderr.write(f"left out {len(samples.skipped) - 20} rows more\n")
 
     def _dry_run(self, run: Any) -> None:
         import tempfile
@@ -93,6 +106,9 @@ class Train(Command):
             entry: list[dict[str, float]] = []
             trainer = run.trainer(on_step=lambda step, log: entry.append(log or {}))
             trainer.train(0)
+            trainer.close()
+            if not trainer.is_main:
+                return
         facts = {
             "samples": len(run.samples),
             "skipped": len(run.samples.skipped),
@@ -132,22 +148,32 @@ class Train(Command):
             )
         if trainer.unreadable:
             write_line(f"unreadable videos: {len(trainer.unreadable)}")
+        if after is not None and after["unreadable"]:
+            write_line(f"held-out questions without a readable video: {len(after['unreadable'])}")
         write_line(f"policy: {policy}")
 
 
 def _evaluate(run: Any, path: Path) -> dict[str, Any] | None:
-    import json
-    import os
-
     result = run.evaluate()
     if result is None:
         return None
-    facts = {"accuracy": result.accuracy, "questions": len(result.marks)}
+    facts = {
+        "accuracy": result.accuracy,
+        "questions": len(result.marks),
+        "unreadable": dict(result.unreadable),
+    }
+    _write(path, facts)
+    return facts
+
+
+def _write(path: Path, facts: dict[str, Any]) -> None:
+    import json
+    import os
+
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(facts) + "\n")
     os.replace(part, path)
-    return facts
 
 
 def _stored(path: Path) -> dict[str, Any] | None:

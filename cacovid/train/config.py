@@ -108,6 +108,8 @@ class TrainConfig:
         model: `"tiny"`, a directory, or a Hub id: the frozen model.
         device: Where to run; None: CUDA where there is one.
         dtype: Of the frozen model; None: float32 on a CPU, bfloat16 elsewhere.
+        shard_frozen: Shard the frozen model's layers over all processes, for one that no GPU holds;
+            an FSDP configuration of `accelerate launch` does so too.
         policy: What is trained.
         data: What is learned from.
         reward: How answers are marked.
@@ -123,6 +125,7 @@ class TrainConfig:
     model: str = "tiny"
     device: str | None = None
     dtype: str | None = None
+    shard_frozen: bool = False
     policy: PolicySection = field(default_factory=PolicySection)
     data: DataSection = field(default_factory=DataSection)
     reward: RewardSection = field(default_factory=RewardSection)

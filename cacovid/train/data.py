@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from os import PathLike
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cacovid.errors import InvalidInputError
-from cacovid.train.marking import PROBLEM_TYPES, extract_answer
+from cacovid.train.choices import option_letters
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class TrainingSample:
     Args:
         id: Unique in its data.
         problem: The question.
-        solution: The right answer: a letter for multiple choice.
+        solution: The right answer: a bare capital letter for multiple choice.
         problem_type: One of `cacovid.train.marking.PROBLEM_TYPES`.
         video: A file.
         options: Options of a multiple choice, each with its letter.
@@ -45,6 +43,10 @@ class TrainingSample:
         worded: Whether `problem` is put to the model as it stands.
         kind: A finer type, for tables.
         evidence: Of the embedded task: the tokens that show what is asked about.
+
+    Raises:
+        InvalidInputError: for a multiple choice without 2 to 26 options, or whose solution is not
+            the letter of one.
     """
 
     id: str
@@ -57,6 +59,25 @@ class TrainingSample:
     worded: bool = False
     kind: str = ""
     evidence: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.problem_type != "multiple choice":
+            return
+        try:
+            letters = option_letters(len(self.options))
+        except InvalidInputError as error:
+            raise InvalidInputError(f"sample {self.id!r}: {error}") from error
+        if self.solution not in letters:
+            raise InvalidInputError(
+                f"sample {self.id!r}: the solution is {self.solution!r}; expected a letter from "
+                f"{letters[0]} to {letters[-1]} (cacovid.train.choices.solution_letter reads other "
+                f"forms)"
+            )
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        """The letters of the options of a multiple choice."""
+        return option_letters(len(self.options))
 
     @property
     def video_key(self) -> str:
@@ -73,10 +94,12 @@ class Samples(Sequence[TrainingSample]):
     Args:
         kept: The samples.
         skipped: `(row, reason)` of everything that could not be used.
+        renamed: `(row, new id)` of samples whose id another one has.
     """
 
     kept: tuple[TrainingSample, ...]
     skipped: tuple[tuple[str, str], ...] = field(default=())
+    renamed: tuple[tuple[str, str], ...] = field(default=())
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -86,6 +109,10 @@ class Samples(Sequence[TrainingSample]):
 
     def __iter__(self) -> Iterator[TrainingSample]:
         return iter(self.kept)
+
+    def listing(self) -> dict[str, Any]:
+        """What was left out and renamed, as JSON: `{"left_out": {row: reason}, "renamed": …}`."""
+        return {"left_out": dict(self.skipped), "renamed": dict(self.renamed)}
 
     def order(self, seed: int, epoch: int) -> list[int]:
         """A permutation of the samples, the same for the same seed and epoch."""
@@ -104,106 +131,36 @@ class Samples(Sequence[TrainingSample]):
                 f"the kept list names {len(missing)} samples that the data does not hold, e.g. "
                 f"{missing[0]!r}; filter this data again"
             )
-        return Samples(tuple(s for s in self.kept if s.id in wanted), self.skipped)
+        return Samples(tuple(s for s in self.kept if s.id in wanted), self.skipped, self.renamed)
 
 
-def read_video_r1(
-    path: str | PathLike[str],
-    video_root: str | PathLike[str] | None = None,
-    *,
-    max_skipped: float = 0.5,
-) -> Samples:
-    """Reads questions of the Video-R1 form, JSON or JSON lines.
-
-    Fields of a row: `problem`, `solution` (in `<answer>` tags or bare), `problem_type`,
-    `path` or `video` (relative to `video_root`), `options` for multiple choice; `modality_type` or
-    `data_type` must be `video` where it is given; `problem_id` or `id` where there is one.
+def apart(samples: Samples, held_out: Samples) -> Samples:
+    """The samples whose videos no held-out question is about; the others are in `skipped`.
 
     Args:
-        path: The file.
-        video_root: Where the videos lie; default: the file's folder.
-        max_skipped: Greatest share of rows that may be unusable.
-
-    Returns:
-        The samples; rows that cannot be used are in `skipped`.
+        samples: To learn from.
+        held_out: To be judged by.
 
     Raises:
-        InvalidInputError: if the file is not JSON, holds no usable row, or too many unusable ones.
+        InvalidInputError: if none is left.
     """
-    path = Path(path)
-    root = path.parent if video_root is None else Path(video_root)
-    rows = _rows(path)
-    kept: list[TrainingSample] = []
-    skipped: list[tuple[str, str]] = []
-    seen: set[str] = set()
-    for number, row in enumerate(rows):
-        try:
-            sample = _sample(row, number, root)
-            if sample.id in seen:
-                raise _Unusable(f"the id {sample.id!r} stands twice")
-        except _Unusable as reason:
-            skipped.append((f"row {number}", str(reason)))
-            continue
-        seen.add(sample.id)
-        kept.append(sample)
-    if not kept or len(skipped) > max_skipped * len(rows):
-        shown = "; ".join(f"{row}: {reason}" for row, reason in skipped[:5])
+    videos = {_same_video(sample) for sample in held_out}
+    shared = {sample.id for sample in samples if _same_video(sample) in videos}
+    if not shared:
+        return samples
+    kept = tuple(sample for sample in samples if sample.id not in shared)
+    if not kept:
         raise InvalidInputError(
-            f"{path}: {len(skipped)} of {len(rows)} rows cannot be used ({shown}). Mend them, or "
-            f"raise max_skipped"
+            f"all {len(samples)} samples are on videos of held-out questions; give the evaluation "
+            f"a file with other videos, fewer questions, or none (questions: 0)"
         )
-    return Samples(tuple(kept), tuple(skipped))
+    reason = "its video is one of the held-out questions"
+    skipped = tuple((f"sample {s.id!r}", reason) for s in samples if s.id in shared)
+    return replace(samples, kept=kept, skipped=samples.skipped + skipped)
 
 
-class _Unusable(Exception):
-    pass
-
-
-def _rows(path: Path) -> list[Any]:
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise InvalidInputError(f"{path} cannot be read: {error}") from error
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError:
-        try:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        except json.JSONDecodeError as error:
-            raise InvalidInputError(f"{path} is neither JSON nor JSON lines: {error}") from error
-    if not isinstance(rows, list):
-        raise InvalidInputError(f"{path} holds a {type(rows).__name__}; expected a list of rows")
-    return rows
-
-
-def _sample(row: Any, number: int, root: Path) -> TrainingSample:
-    if not isinstance(row, Mapping):
-        raise _Unusable(f"a {type(row).__name__}, not an object")
-    modality = row.get("modality_type", row.get("data_type", "video"))
-    if modality != "video":
-        raise _Unusable(f"modality_type is {modality!r}, not 'video'")
-    for name in ("problem", "solution", "problem_type"):
-        if not isinstance(row.get(name), (str, int, float)) or str(row[name]).strip() == "":
-            raise _Unusable(f"no {name}")
-    if row["problem_type"] not in PROBLEM_TYPES:
-        raise _Unusable(f"problem_type {row['problem_type']!r} is not known")
-    where = row.get("path", row.get("video"))
-    if not isinstance(where, str) or not where:
-        raise _Unusable("no path or video")
-    video = root / where
-    if not video.is_file():
-        raise _Unusable(f"there is no video {video}")
-    options = tuple(str(option) for option in row.get("options") or ())
-    if row["problem_type"] == "multiple choice" and not options:
-        raise _Unusable("multiple choice without options")
-    return TrainingSample(
-        id=str(row.get("problem_id", row.get("id", number))),
-        problem=str(row["problem"]),
-        solution=extract_answer(str(row["solution"])),
-        problem_type=row["problem_type"],
-        video=video,
-        options=options,
-    )
+def _same_video(sample: TrainingSample) -> str:
+    return sample.video_key if sample.video is None else str(sample.video.resolve())
 
 
 def embedded_samples(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 
 def estimate_memory(
@@ -25,7 +26,9 @@ def estimate_memory(
     """
     text = model.config.get_text_config()
     size = next(model.parameters()).element_size()
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    # Of a sharded model, what this process holds.
+    held = (p.to_local() if isinstance(p, DTensor) else p for p in model.parameters())
+    weights = sum(p.numel() * p.element_size() for p in held)
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     widest = 6 * text.hidden_size + 3 * text.intermediate_size
     own = max((p.shape[0] for p in policy.parameters() if p.dim() == 2), default=1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cacovid.errors import VideoReadError
 from cacovid.methods import Method
 from cacovid.models.prune import select
 from cacovid.train.data import TrainingSample
@@ -20,10 +21,12 @@ class Evaluation:
     Args:
         marks: One per sample, in [0, 1].
         kinds: Each sample's finer type.
+        unreadable: `(id, reason)` of samples whose video cannot be read; they have no mark.
     """
 
     marks: tuple[float, ...]
     kinds: tuple[str, ...]
+    unreadable: tuple[tuple[str, str], ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -47,10 +50,24 @@ def evaluate_greedy(
         samples: Questions.
         retention: Share of the video tokens kept, in (0, 1].
         seed: Of methods that draw; question `i` is drawn with `seed + i`.
+
+    Raises:
+        VideoReadError: if none of the videos can be read.
     """
-    marks = []
+    marks: list[float] = []
+    kinds: list[str] = []
+    unreadable: list[tuple[str, str]] = []
     for number, sample in enumerate(samples):
-        prepared = reward.prepare(sample)
+        try:
+            prepared = reward.prepare(sample)
+        except VideoReadError as error:
+            unreadable.append((sample.id, str(error)))
+            continue
         selection, _ = select(method, prepared.prompt, retention, seed=seed + number)
         marks.append(float(reward(prepared, selection.mask()[None]).correct[0]))
-    return Evaluation(tuple(marks), tuple(sample.kind for sample in samples))
+        kinds.append(sample.kind)
+    if unreadable and not marks:
+        raise VideoReadError(
+            f"none of the {len(unreadable)} videos to evaluate on can be read: {unreadable[0][1]}"
+        )
+    return Evaluation(tuple(marks), tuple(kinds), tuple(unreadable))

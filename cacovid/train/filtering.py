@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from cacovid.errors import InvalidInputError
+from cacovid.train.choices import letter_ids
 from cacovid.train.data import Samples, TrainingSample
-from cacovid.train.marking import extract_answer, mark
+from cacovid.train.marking import mark
 from cacovid.train.wording import word_problem
 
 #: A mark from which a blind answer counts as right.
@@ -45,11 +46,9 @@ class BlindReader:
         batch = tokenizer([prompt], return_tensors="pt").to(self.model.device)
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         if sample.problem_type == "multiple choice":
-            letters = [chr(ord("A") + i) for i in range(len(sample.options))]
-            ids = [tokenizer(x, add_special_tokens=False).input_ids[0] for x in letters]
+            ids = letter_ids(tokenizer, sample.letters)
             logits = self.model(**inputs, logits_to_keep=1, use_cache=False).logits[0, -1, ids]
-            said = letters[int(logits.argmax())]
-            return float(said == extract_answer(sample.solution)[:1].upper())
+            return float(sample.letters[int(logits.argmax())] == sample.solution)
         out = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
         text = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return mark(text, sample.solution, sample.problem_type)
@@ -83,7 +82,8 @@ def filter_blind(
     Args:
         samples: The questions.
         reader: Marks a blind answer, e.g. a `BlindReader`.
-        output: The list: `{"kept": [...], "dropped": [...]}`.
+        output: The list: `{"kept": [...], "dropped": [...]}`, with what the data's reading left
+            out and renamed.
         on_sample: Called with the number of questions done.
 
     Raises:
@@ -107,7 +107,8 @@ def filter_blind(
             f"cannot teach a policy"
         )
     temporary = output.with_name(output.name + ".tmp")
-    temporary.write_text(json.dumps({"kept": kept, "dropped": dropped}, indent=1) + "\n")
+    listed = {"kept": kept, "dropped": dropped, **samples.listing()}
+    temporary.write_text(json.dumps(listed, indent=1) + "\n")
     os.replace(temporary, output)
     part.unlink()
     return Filtered(kept, dropped)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cacovid import ops
 from cacovid.errors import InvalidInputError
+from cacovid.train.choices import letter_ids
 from cacovid.train.data import TrainingSample
 from cacovid.train.encoding import PreparedSample, SampleEncoder
 from cacovid.train.marking import extract_answer, mark
@@ -116,9 +117,8 @@ class LocalReward:
         return self._generated(sample, packed)
 
     def _choice(self, sample: TrainingSample, packed: Prompt) -> Rewards:
-        letters = [chr(ord("A") + i) for i in range(len(sample.options))]
-        right = letters.index(extract_answer(sample.solution)[:1].upper())
-        ids = [self._tokenizer(x, add_special_tokens=False).input_ids[0] for x in letters]
+        right = sample.letters.index(sample.solution)
+        ids = letter_ids(self._tokenizer, sample.letters)
         logits = self._logits(packed, None)[:, -1, ids]
         log_probability = torch.log_softmax(logits, dim=-1)[:, right]
         correct = (logits.argmax(dim=-1) == right).float()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,25 @@ from cacovid.policies import (
     StoredPolicy,
     load_policy,
 )
+from cacovid.train.choices import letter_ids
 from cacovid.train.config import DataSection, EvaluationSection, PolicySection, TrainConfig
 from cacovid.train.cpo import CPO
 from cacovid.train.data import (
     Samples,
     TrainingSample,
+    apart,
     embedded_samples,
     read_sample_frames,
-    read_video_r1,
 )
 from cacovid.train.encoding import SampleEncoder
 from cacovid.train.evaluation import Evaluation, evaluate_greedy
 from cacovid.train.imitation import Imitation
+from cacovid.train.marking import check_packages
 from cacovid.train.objective import Objective
 from cacovid.train.rewards import LocalReward, freeze
+from cacovid.train.sharding import Lockstep, launched_with_fsdp, plain_launch, shard_frozen
 from cacovid.train.trainer import Trainer
+from cacovid.train.video_r1 import read_video_r1
 
 
 @dataclass
@@ -50,13 +55,15 @@ class Run:
         held_out: What it is judged by.
         reward: The frozen model.
         policy: The policy.
+        lockstep: Of a sharded frozen model.
     """
 
     config: TrainConfig
     samples: Samples
-    held_out: list[TrainingSample]
+    held_out: Samples
     reward: LocalReward
     policy: StoredPolicy
+    lockstep: Lockstep | None = None
 
     def trainer(self, **callbacks: Any) -> Trainer:
         """The loop.
@@ -81,6 +88,7 @@ class Run:
             Path(self.config.output),
             pretrained=pretrained,
             trackers=self.config.trackers,
+            lockstep=self.lockstep,
             evaluate=self._accuracy if self.held_out else None,
             **callbacks,
         )
@@ -95,9 +103,7 @@ class Run:
         if not self.held_out:
             return None
         method = PolicyMethod(self.policy)
-        return evaluate_greedy(
-            method, self.reward, self.held_out, self.config.evaluation.retention
-        )
+        return evaluate_greedy(method, self.reward, self.held_out, self.config.evaluation.retention)
 
 
 def prepare(config: TrainConfig, on_stage: Callable[[str], None] = lambda name: None) -> Run:
@@ -107,21 +113,30 @@ def prepare(config: TrainConfig, on_stage: Callable[[str], None] = lambda name: 
         InvalidInputError: for data, a model or a policy that cannot be used.
     """
     on_stage("data")
-    samples = read_data(config.data)
     held_out = read_held_out(config.evaluation)
+    samples = apart(read_data(config.data), held_out)
     on_stage("model")
     location = model_location(config.model)
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype: Any = config.dtype or (
-        torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-    )
-    model = freeze(load_whole(location, dtype).to(device))
+    device = training_device(config.device)
+    with plain_launch():  # else transformers may give all processes but the first empty weights
+        model = freeze(load_whole(location, reading_dtype(config.dtype, device)))
+    sharded = config.shard_frozen or launched_with_fsdp()
+    if sharded and config.objective == "imitation":
+        raise InvalidInputError(
+            "objective: imitation reads weights of the frozen model, which cannot be sharded; "
+            "launch it without FSDP and with shard_frozen: false"
+        )
+    if not sharded:
+        model = model.to(device)
+    processor = load_processor(location)
+    check_answerable(samples, processor.tokenizer)
+    check_answerable(held_out, processor.tokenizer)
     reading = reading_defaults(location)
     frames = config.data.max_frames or reading.max_frames
     fps = config.data.fps or reading.fps
     encoder = SampleEncoder(
         model,
-        load_processor(location),
+        processor,
         lambda sample: read_sample_frames(sample, frames, fps),
         config.reward.cached_videos,
         frozenset({config.imitation.extra} if config.objective == "imitation" else ()),
@@ -135,7 +150,61 @@ def prepare(config: TrainConfig, on_stage: Callable[[str], None] = lambda name: 
     )
     torch.manual_seed(config.training.seed)
     policy = make_policy(config.policy, model, config.model).to(device)
-    return Run(config, samples, held_out, reward, policy)
+    # After the policy, which may start as a layer of the model.
+    lockstep = shard_frozen(model, torch.device(device)) if sharded else None
+    return Run(config, samples, held_out, reward, policy, lockstep)
+
+
+def training_device(name: str | None) -> str:
+    """The device of this process.
+
+    Args:
+        name: Of the configuration; None: CUDA where there is one.
+
+    Returns:
+        `name`, or with CUDA and several processes the GPU of this process's number.
+    """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return name
+
+
+def reading_dtype(name: str | None, device: str) -> torch.dtype:
+    """The dtype of the frozen model.
+
+    Args:
+        name: Of the configuration; None: float32 on a CPU, bfloat16 elsewhere.
+        device: Where it will run.
+
+    Raises:
+        InvalidInputError: for a name that is no floating dtype of torch.
+    """
+    if name is None:
+        return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InvalidInputError(
+            f"dtype is {name!r}; expected a floating dtype such as float32 or bfloat16"
+        )
+    return dtype
+
+
+def check_answerable(samples: Sequence[TrainingSample], tokenizer: Any) -> None:
+    """Refuses data that could not be marked, before a run begins.
+
+    Args:
+        samples: The data.
+        tokenizer: The frozen model's.
+
+    Raises:
+        InvalidInputError: if the tokenizer cannot tell the letters of a choice apart.
+        MissingDependencyError: if a package for marks is not installed.
+    """
+    check_packages(sample.problem_type for sample in samples)
+    choices = [s.letters for s in samples if s.problem_type == "multiple choice"]
+    if choices:
+        letter_ids(tokenizer, max(choices, key=len))
 
 
 def read_data(section: DataSection) -> Samples:
@@ -145,9 +214,7 @@ def read_data(section: DataSection) -> Samples:
             section.split, section.seed, section.scenes, section.per_scene, section.first
         )
     else:
-        samples = read_video_r1(
-            section.file, section.video_root, max_skipped=section.max_skipped
-        )
+        samples = read_video_r1(section.file, section.video_root, max_skipped=section.max_skipped)
     if section.kept is not None:
         try:
             ids = json.loads(Path(section.kept).read_text())["kept"]
@@ -159,14 +226,16 @@ def read_data(section: DataSection) -> Samples:
     return samples
 
 
-def read_held_out(section: EvaluationSection) -> list[TrainingSample]:
+def read_held_out(section: EvaluationSection) -> Samples:
     """The questions of an `evaluation` section."""
     if not section.questions:
-        return []
+        return Samples(())
     if section.file is not None:
-        return list(read_video_r1(section.file, section.video_root))[: section.questions]
-    scenes = -(-section.questions // 5)
-    return list(embedded_samples("validation", section.seed, scenes, 5))[: section.questions]
+        samples = read_video_r1(section.file, section.video_root)
+    else:
+        scenes = -(-section.questions // 5)
+        samples = embedded_samples("validation", section.seed, scenes, 5)
+    return replace(samples, kept=samples.kept[: section.questions])
 
 
 def make_policy(section: PolicySection, model: Any, name: str) -> StoredPolicy:

@@ -20,6 +20,8 @@ from cacovid.train.monitor import collapse, describe_scores
 from cacovid.train.objective import Objective
 from cacovid.train.packing import pack_prompts, split_scores
 from cacovid.train.settings import TrainerSettings
+from cacovid.train.sharding import Lockstep, plain_launch
+from cacovid.types import Grid, Prompt
 
 #: Called after every step with its number and the log entry (None between entries).
 OnStep = Callable[[int, dict[str, float] | None], None]
@@ -45,13 +47,15 @@ class Trainer:
         pretrained: Prefixes of the names of weights that start as the language model's own.
         trackers: Further trackers of Accelerate, e.g. `["tensorboard"]`; a log of JSON lines is
             always written.
+        lockstep: Of a sharded frozen model; keeps the processes together.
         on_step: Called after every step.
         on_warning: Called with what should be looked at.
         evaluate: Accuracy of greedy selection now; called every `evaluate_every` steps, and logged
             as `greedy`.
 
     Raises:
-        MissingDependencyError: without `accelerate`.
+        InvalidInputError: without samples, or for a tracker that Accelerate does not know.
+        MissingDependencyError: without `accelerate`, or without a tracker's package.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Trainer:
         *,
         pretrained: tuple[str, ...] = (),
         trackers: tuple[str, ...] = (),
+        lockstep: Lockstep | None = None,
         on_step: OnStep | None = None,
         on_warning: Callable[[str], None] | None = None,
         evaluate: Callable[[], float] | None = None,
@@ -81,7 +86,9 @@ class Trainer:
         self.unreadable: list[tuple[str, str]] = []
         self.log: list[dict[str, float]] = []
         self._collapsed = False
-        self._accelerator = _accelerator(settings, trackers, self.folder)
+        self._lockstep = lockstep
+        on_cpu = next(policy.parameters()).device.type == "cpu"
+        self._accelerator = _accelerator(settings, trackers, self.folder, on_cpu)
         groups = _parameter_groups(policy, settings, pretrained)
         self._optimizer = torch.optim.AdamW(
             groups, lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -91,13 +98,27 @@ class Trainer:
             self._optimizer, lambda update: _rate(update, total, settings)
         )
         self._model: Any = self._accelerator.prepare_model(policy)
-        if trackers:
-            self._accelerator.init_trackers("cacovid")
+        self._trackers = trackers
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes."""
         return bool(self._accelerator.is_main_process)
+
+    @property
+    def process_index(self) -> int:
+        """Number of this process."""
+        return int(self._accelerator.process_index)
+
+    def catch_up(self) -> None:
+        """Waits for the other processes' forwards of a sharded frozen model; all call it."""
+        if self._lockstep is not None:
+            self._lockstep.catch_up()
+
+    def close(self) -> None:
+        """Ends a run with a sharded frozen model, which answers no more; else it has ended."""
+        if self._lockstep is not None:
+            self._accelerator.end_training()
 
     def resume(self) -> int:
         """Takes up at the last checkpoint of the folder; returns the steps done (0: none)."""
@@ -125,12 +146,14 @@ class Trainer:
         """
         steps = self.settings.steps if last is None else min(last, self.settings.steps)
         metrics: list[dict[str, float]] = []
+        self._start_trackers(first)
         for step in range(first, steps):
             metrics += self._step(step)
             every = self.settings.evaluate_every
             if self.evaluate is not None and every and (step + 1) % every == 0:
                 self.policy.eval()
                 metrics.append({"greedy": self.evaluate()})
+                self.catch_up()
                 self.policy.train()
             entry = None
             if (step + 1) % self.settings.log_every == 0 or step + 1 == self.settings.steps:
@@ -140,7 +163,7 @@ class Trainer:
                 self.save(step + 1)
             if self.on_step is not None:
                 self.on_step(step + 1, entry)
-        if steps == self.settings.steps:
+        if steps == self.settings.steps and self._lockstep is None:
             self._accelerator.end_training()
 
     def save(self, step: int) -> None:
@@ -179,6 +202,7 @@ class Trainer:
             except VideoReadError as error:
                 self.unreadable.append((sample.id, str(error)))
                 self.on_warning(f"skipped {sample.id}: {error}")
+        self.catch_up()
         self._stop_if_unreadable(step)
         count = int(self._reduce(float(len(prepared))))
         progress = [
@@ -187,6 +211,7 @@ class Trainer:
         told: list[dict[str, float]] = []
         for number in range(self.objective.updates):
             loss, metrics = self._losses([p for _, p in prepared], progress, count)
+            self.catch_up()
             self._accelerator.backward(loss)
             norm = self._accelerator.clip_grad_norm_(
                 self._model.parameters(), self.settings.max_grad_norm
@@ -200,18 +225,19 @@ class Trainer:
             self._optimizer.step()
             self._schedule.step()
             self._optimizer.zero_grad(set_to_none=True)
-            for entry in metrics:
-                entry["gradient_norm"] = float(norm)
-            told += metrics
+            told += [{**entry, "gradient_norm": float(norm)} for entry in metrics or [{}]]
         return told
 
     def _losses(
         self, prepared: list[PreparedSample], progress: list[Any], count: int
     ) -> tuple[Tensor, list[dict[str, float]]]:
         """This process's part of the mean loss, scaled so that DDP's mean over processes fits."""
-        if not prepared:  # the others wait for this process's gradients
-            nothing = torch.stack([p.sum() for p in self.policy.parameters()]).sum()
-            return nothing * 0.0, []
+        if not prepared:
+            # The others wait for this process's gradients, and DDP gives none without a forward.
+            scores = self._model(_any_prompt(self.policy))
+            parts = [scores.token, *self.policy.parameters()]
+            parts += [] if scores.frame is None else [scores.frame]
+            return torch.stack([part.sum() for part in parts]).sum() * 0.0, []
         prompts = [p.prompt for p in prepared]
         packed = pack_prompts(prompts)
         scores = self._model(packed)
@@ -232,6 +258,13 @@ class Trainer:
             metrics.append({**update.metrics, **described, "loss": float(update.loss.detach())})
         world = self._accelerator.num_processes
         return torch.stack(losses).sum() * (world / max(1, count)), metrics
+
+    def _start_trackers(self, first: int) -> None:
+        if self._trackers:
+            # Entries of the stopped run after its last checkpoint are written again.
+            resumed = {"tensorboard": {"purge_step": first + 1}} if first else {}
+            self._accelerator.init_trackers("cacovid", init_kwargs=resumed)
+            self._trackers = ()
 
     def _reduce(self, value: float) -> float:
         tensor = torch.tensor(value, device=self._accelerator.device)
@@ -270,17 +303,54 @@ class Trainer:
             )
 
 
-def _accelerator(settings: TrainerSettings, trackers: tuple[str, ...], folder: Path) -> Any:
+def _accelerator(
+    settings: TrainerSettings, trackers: tuple[str, ...], folder: Path, on_cpu: bool
+) -> Any:
     try:
         from accelerate import Accelerator
     except ImportError as error:
-        raise MissingDependencyError(
-            "training needs accelerate; install cacovid[train]"
-        ) from error
-    return Accelerator(
-        mixed_precision=settings.mixed_precision,
-        log_with=list(trackers) or None,
-        project_dir=str(folder),
+        raise MissingDependencyError("training needs accelerate; install cacovid[train]") from error
+    _check_trackers(trackers)
+    with plain_launch():
+        return Accelerator(
+            cpu=on_cpu,
+            mixed_precision=settings.mixed_precision,
+            log_with=list(trackers) or None,
+            project_dir=str(folder),
+        )
+
+
+def _check_trackers(trackers: tuple[str, ...]) -> None:
+    """Refuses what Accelerate would leave out without a word."""
+    if not trackers:
+        return
+    from accelerate.tracking import get_available_trackers
+    from accelerate.utils import LoggerType
+
+    known = sorted(str(tracker.value) for tracker in LoggerType if tracker != LoggerType.ALL)
+    there = {str(tracker.value) for tracker in get_available_trackers()}
+    for name in trackers:
+        if name not in known:
+            raise InvalidInputError(
+                f"trackers holds {name!r}; expected names out of {', '.join(known)} (the log of "
+                f"JSON lines is always written)"
+            )
+        if name not in there:
+            raise MissingDependencyError(
+                f"trackers holds {name!r}, which is not installed: pip install {name}"
+            )
+
+
+def _any_prompt(policy: StoredPolicy) -> Prompt:
+    """One video token and one word, of no meaning."""
+    weight = next(policy.parameters())
+    places = torch.arange(2, device=weight.device)
+    return Prompt(
+        embeds=torch.ones((2, policy.config.hidden_size), device=weight.device),
+        position_ids=places,
+        video_index=places[:1],
+        question_index=places[1:],
+        grid=Grid([(1, 1, 1)]),
     )
 
 

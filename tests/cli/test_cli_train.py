@@ -72,6 +72,7 @@ def test_wrong_configurations(cacovid, config, tmp_path):
         ({"policy": {"settings": {"depth": 3}}}, "policy.settings do not fit"),
         ({"data": {"file": "absent.json"}}, "absent.json cannot be read"),
         ({"model": "nothing here"}, "nothing here"),
+        ({"dtype": "float23"}, "dtype is 'float23'; expected a floating dtype"),
     ):
         done = cacovid("train", config(**changes))
         assert done.returncode == 1, done.stderr
@@ -89,12 +90,23 @@ def test_train_on_files(cacovid, config, clip, tmp_path):
         for n in range(3)
     ]  # fmt: skip
     rows.append({"problem": "?", "solution": "A", "problem_type": "multiple choice",
-                 "path": "gone.mp4", "options": ["A. x"]})  # fmt: skip
+                 "path": "gone.mp4", "options": ["A. x", "B. y"]})  # fmt: skip
+    rows += [{**rows[0], "solution": "(D)"}, {**rows[0], "problem": "Which?", "solution": "blue"}]
+    rows.append({**rows[0], "problem_id": "opposite", "solution": "B"})  # one of them is kept
     (tmp_path / "data.json").write_text(json.dumps(rows))
     data = {"file": "data.json", "video_root": str(clip.parent)}
     done = cacovid("train", config(data=data))
     assert done.returncode == 0, done.stderr
     assert "left out row 3: there is no video" in done.stderr
+    assert "left out row 4: the solution '(D)' is beyond the 2 options" in done.stderr
+    assert "row 5 has the id of another question; it is '0#2'" in done.stderr
+    listed = json.loads((tmp_path / "out" / "left_out.json").read_text())
+    assert sorted(listed["left_out"]) == ["row 3", "row 4"] and listed["renamed"] == {
+        "row 5": "0#2"
+    }
+    kept = cacovid("filter", config(data=data), "kept.json", "--json")
+    assert json.loads(kept.stdout)["skipped"] == 2, kept.stderr
+    assert json.loads((tmp_path / "kept.json").read_text())["left_out"] == listed["left_out"]
 
 
 def test_filter(cacovid, config, tmp_path):

@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from cacovid.errors import InvalidInputError
-from cacovid.train.data import Samples, TrainingSample, embedded_samples, read_video_r1
+from cacovid.train.data import Samples, TrainingSample, apart, embedded_samples
 from cacovid.train.filtering import filter_blind
 from cacovid.train.marking import PROBLEM_TYPES, extract_answer, mark
 from cacovid.train.replay import RatioSettings
+from cacovid.train.video_r1 import read_video_r1
 from cacovid.train.wording import word_problem
 
 MARKS = [
     ("multiple choice", "B", "B", 1.0),
     ("multiple choice", "b) a dog", "<answer>B</answer>", 1.0),
     ("multiple choice", "<answer> (C) </answer>", "C", 1.0),
-    ("multiple choice", "<answer>12</answer> D", "D", 0.0),  # the reply's first letter is the tag's
     ("multiple choice", "", "A", 0.0),
     ("multiple choice", "42", "A", 0.0),
     ("numerical", "3.14", "3.142", 1.0),
@@ -60,7 +60,7 @@ def test_every_problem_type_has_its_closing_sentence(kind):
     sample = TrainingSample("1", "What is it?", "A", kind, options=("A. one", "B. two"))
     text = word_problem(sample)
     assert text.startswith("What is it?\nA. one\nB. two\nReply with ") and text.endswith(".")
-    worded = TrainingSample("1", "What is it?", "A", kind, worded=True)
+    worded = TrainingSample("1", "What is it?", "A", kind, options=("x", "y"), worded=True)
     assert word_problem(worded) == "What is it?"
 
 
@@ -87,7 +87,7 @@ def test_reading_keeps_the_good_and_names_the_bad(tmp_path):
     reasons = dict(samples.skipped)
     assert "without options" in reasons["row 1"] and "'image'" in reasons["row 2"]
     assert "poem" in reasons["row 3"] and "gone.mp4" in reasons["row 4"]
-    assert "twice" in reasons["row 5"] and "no solution" in reasons["row 6"]
+    assert reasons["row 5"] == "the same as row 0" and "no solution" in reasons["row 6"]
     assert "not an object" in reasons["row 7"]
     with pytest.raises(InvalidInputError, match=r"7 of 9 rows cannot be used \(row 1: multiple"):
         read_video_r1(path)
@@ -181,3 +181,21 @@ def test_rollouts(sampler):
     assert none.frame_masks.shape == (0, 16) and none.read.shape == (5, 96)
     with pytest.raises(InvalidInputError, match="frame rollouts need frame scores"):
         draw_rollouts(Scores(scores.token), prompt, 0.3, settings, seed=1, draw=0)
+
+
+def test_no_video_is_learned_from_and_judged_by(tmp_path):
+    def sample(id, video):
+        return TrainingSample(id, "?", "red", "exact", video=tmp_path / video)
+
+    (tmp_path / "folder").mkdir()
+    samples = Samples((sample("1", "a.mp4"), sample("2", "b.mp4"), sample("3", "a.mp4")))
+    held_out = Samples((sample("9", "folder/../a.mp4"),))
+    left = apart(samples, held_out)
+    assert [s.id for s in left] == ["2"]
+    assert [row for row, _ in left.skipped] == ["sample '1'", "sample '3'"]
+    assert apart(samples, Samples((sample("9", "c.mp4"),))) is samples
+    with pytest.raises(InvalidInputError, match="all 3 samples are on videos of held-out"):
+        apart(samples, samples)
+    scenes = embedded_samples("train", 0, 2, 2)
+    assert apart(scenes, embedded_samples("validation", 0, 2, 2)) is scenes
+    assert len(apart(scenes, embedded_samples("train", 0, 1, 1))) == 2

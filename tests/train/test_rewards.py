@@ -117,3 +117,55 @@ def test_the_vision_tower_runs_once_per_video(model, encoder, samples):
 def test_unknown_settings(encoder, settings):
     with pytest.raises(InvalidInputError, match="expected one of"):
         LocalReward(encoder, **settings)
+
+
+def test_letters_that_the_tokenizer_does_not_tell_apart_are_refused(encoder):
+    from cacovid.train.data import Samples, TrainingSample
+    from cacovid.train.run import check_answerable
+
+    tokenizer = encoder.processor.tokenizer
+    many = tuple(f"option {n}" for n in range(26))
+    sample = TrainingSample("1", "?", "A", "multiple choice", options=many)
+    with pytest.raises(InvalidInputError, match="cannot tell the letters A to Z apart"):
+        check_answerable(Samples((sample,)), tokenizer)
+    few = dataclasses.replace(sample, options=many[:4])
+    check_answerable(Samples((few,)), tokenizer)
+    assert len(set(tokenizer.convert_tokens_to_ids(list(few.letters)))) == 4
+
+
+def test_packages_for_marks_are_looked_for_before_a_run(monkeypatch):
+    from cacovid.errors import MissingDependencyError
+    from cacovid.train import marking
+
+    marking.check_packages(["OCR", "free-form", "exact"])
+    monkeypatch.setattr(marking, "find_spec", lambda name: None)
+    marking.check_packages(["exact", "numerical"])
+    with pytest.raises(MissingDependencyError, match=r"OCR problems need jiwer; install cacovid"):
+        marking.check_packages(["exact", "OCR"])
+
+
+def test_an_unreadable_video_does_not_end_an_evaluation(encoder, policy, samples):
+    from cacovid.errors import VideoReadError
+    from cacovid.methods import PolicyMethod
+    from cacovid.train.evaluation import evaluate_greedy
+    from cacovid.train.rewards import Rewards
+
+    class Half:
+        bad: tuple[str, ...] = (samples[1].id,)
+
+        def prepare(self, sample):
+            if sample.id in self.bad:
+                raise VideoReadError(f"{sample.id}: truncated")
+            return encoder(sample)
+
+        def __call__(self, prepared, rollouts):
+            ones = torch.ones(len(rollouts))
+            return Rewards(ones, ones)
+
+    reward = Half()
+    found = evaluate_greedy(PolicyMethod(policy), reward, samples[:3], 0.1)
+    assert found.marks == (1.0, 1.0) and found.kinds == (samples[0].kind, samples[2].kind)
+    assert found.unreadable == ((samples[1].id, f"{samples[1].id}: truncated"),)
+    reward.bad = tuple(sample.id for sample in samples)
+    with pytest.raises(VideoReadError, match=r"none of the 3 videos .* truncated"):
+        evaluate_greedy(PolicyMethod(policy), reward, samples[:3], 0.1)

@@ -94,9 +94,7 @@ def test_rewards_of_the_right_tokens_raise_their_scores(policy, encoder, samples
 
 
 @pytest.mark.parametrize("stop_at", [2, 3])
-def test_a_resumed_run_ends_with_the_same_bits(
-    policy, objective, samples, tmp_path, stop_at
-):
+def test_a_resumed_run_ends_with_the_same_bits(policy, objective, samples, tmp_path, stop_at):
     import copy
 
     other = copy.deepcopy(policy)
@@ -136,9 +134,7 @@ def test_a_loss_that_is_no_number_names_the_sample(policy, encoder, samples, tmp
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_unreadable_videos_are_skipped_listed_and_stop_the_run(
-    policy, encoder, samples, tmp_path
-):
+def test_unreadable_videos_are_skipped_listed_and_stop_the_run(policy, encoder, samples, tmp_path):
     bad = {samples[1].id}
 
     class Unreadable(SeesToken):
