@@ -177,7 +177,7 @@ if step build 240 bash -c build; then
       --most-seconds $(($(left) - 30)) --csv "$work/sweep.csv"
   else
     step headline "$(left)" "${measure[@]}" --quick --tokens 784 --hidden 64 --seconds 0.02 \
-      --csv "$work/headline.csv"
+      --ops score select_tokens ocss_sample --most-seconds 60 --csv "$work/headline.csv"
     rm -f "$work/sweep.csv"
   fi
   rm -f "$csv"
