@@ -16,6 +16,7 @@ backend that is missing is an error all the same. Discrete results do not depend
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,12 +116,26 @@ def _probe(name: str) -> Availability:
     if name == "reference":
         return Availability(name, True)
     if name == "triton":
-        return Availability(name, False, "this version has no Triton kernels")
+        return _probe_triton()
     library = _LIBRARIES[name]
     if _extension.is_loaded(library):
         return Availability(name, True)
     (reason,) = (s.reason for s in _extension.statuses() if s.name == library)
     return Availability(name, False, reason)
+
+
+def _probe_triton() -> Availability:
+    import torch
+
+    # Looked for, not imported: that takes most of a second, and is done by the first call.
+    if importlib.util.find_spec("triton") is None:
+        return Availability(
+            "triton", False, "triton is not installed: pip install 'cacovid[triton]'"
+        )
+    if torch.version.cuda is None:
+        reason = f"torch {torch.__version__} is built without CUDA"
+        return Availability("triton", False, reason)
+    return Availability("triton", True)
 
 
 def _warn_of_fallback(implemented: Sequence[str], device: str) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cacovid.ops import _score_triton
 from cacovid.reference.score import HeadWeights, ScoreFold, difference_to_previous_frame
 
 
@@ -22,6 +23,7 @@ def score_backward(
     sizes: Sequence[tuple[int, int, int]],
     *,
     of_video: bool,
+    kept: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
     """Gradients with respect to the tensors of `cacovid.ops.score.PackedFolds`, and the video.
 
@@ -32,6 +34,10 @@ def score_backward(
         folds: The folds.
         sizes: Frames, tokens of a frame and number of its fold, for each video.
         of_video: Whether the video's gradient is wanted.
+        kept: What the Triton form kept: `X W` before the rows' factors `[N, C]`, and the rows' sums
+            of squares `[N]`. Its kernel then multiplies for the gradient of the columns, and the
+            video is neither widened nor read otherwise. What is left is done on a few columns by
+            plain PyTorch: some dozen launches, beside the many prefills of a training step.
 
     Returns:
         Gradients of `video` (or None), `columns`, `values`, `token_head` and `frame_head`.
@@ -40,22 +46,33 @@ def score_backward(
     values = [torch.zeros_like(fold.values) for fold in folds]
     tokens: list[Tensor | None] = [None] * len(folds)
     frames: list[Tensor | None] = [None] * len(folds)
-    videos = []
+    videos, scaled = [], []
     row, frame = 0, 0
     for t, n, v in sizes:
+        rows = slice(row, row + t * n)
+        x = video[rows] if kept and not of_video else video[rows].to(folds[v].columns.dtype)
         own = _of_video(
-            grad_token[row : row + t * n],
+            grad_token[rows],
             grad_frame[frame : frame + t],
-            video[row : row + t * n].to(folds[v].columns.dtype),
+            x,
+            _projected(x, folds[v]) if kept is None else (kept[0][rows], kept[1][rows]),
             folds[v],
             t,
             of_video,
         )
-        columns[v], values[v] = columns[v] + own[1], values[v] + own[2]
+        values[v] = values[v] + own[2]
+        if kept is None:
+            columns[v] = columns[v] + own[1].T @ x
+        else:
+            scaled.append(F.pad(own[1], (0, kept[0].shape[1] - own[1].shape[1])))
         tokens[v], frames[v] = _added(tokens[v], own[3]), _added(frames[v], own[4])
         if own[0] is not None:
             videos.append(own[0].to(video.dtype))
         row, frame = row + t * n, frame + t
+    if kept is not None:
+        flat = [number for size in sizes for number in size]
+        padded = _score_triton.columns_gradient(video, torch.cat(scaled), flat, len(folds))
+        columns = [own[: fold.columns.shape[1]] for own, fold in zip(padded, folds, strict=True)]
     return (
         torch.cat(videos) if of_video else None,
         torch.cat(columns),
@@ -65,18 +82,23 @@ def score_backward(
     )
 
 
+def _projected(x: Tensor, fold: ScoreFold) -> tuple[Tensor, Tensor]:
+    return x @ fold.columns, x.square().sum(dim=1)
+
+
 def _of_video(
     grad_token: Tensor,
     grad_frame: Tensor,
     x: Tensor,
+    projected: tuple[Tensor, Tensor],
     fold: ScoreFold,
     frames: int,
     of_video: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
     slots, features = fold.values.shape
     per_frame = x.shape[0] // frames
-    factor = torch.rsqrt(x.square().mean(dim=1, keepdim=True) + fold.eps)
-    z = (x @ fold.columns) * factor
+    factor = torch.rsqrt(projected[1][:, None] / x.shape[1] + fold.eps)
+    z = projected[0][:, : fold.columns.shape[1]] * factor
     attention = torch.softmax(z[:, :slots].unflatten(1, (fold.heads, -1)), dim=-1)
     u = z[:, slots : slots + features] + attention.flatten(1) @ fold.values
     if fold.inter_frame:
@@ -98,7 +120,7 @@ def _of_video(
     if of_video:
         along = (dz * z).sum(dim=1, keepdim=True) * factor.square() / x.shape[1]
         dx = scaled @ fold.columns.T - x * along
-    return dx, scaled.T @ x, attention.flatten(1).T @ du, token_head, frame_head
+    return dx, scaled, attention.flatten(1).T @ du, token_head, frame_head
 
 
 def _head(u: Tensor, head: HeadWeights, grad: Tensor, bound: float | None) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cacovid.errors import InvalidInputError
-from cacovid.ops import _registry
+from cacovid.ops import _registry, _score_triton
 from cacovid.ops._score_backward import score_backward
 from cacovid.reference.score import HeadWeights, check_score
 from cacovid.reference.score import ScoreFold as _ScoreFold
@@ -89,11 +89,13 @@ def score(
     folds, owners = _distinct(fold, grid)
     check_score(video, [folds[owner] for owner in owners], grid)
     form = _SPEC.choose(video.device, backend)
-    if form != "reference" and not _has_form(video, folds):
+    if form != "reference" and not _has_form(video, folds, form):
         if backend is not None:
             raise InvalidInputError(
                 f"backend {backend!r} of score takes folds in float32 and video in float32, "
-                f"bfloat16 or float16; got {folds[0].columns.dtype} and {video.dtype}"
+                f"bfloat16 or float16; got {folds[0].columns.dtype} and {video.dtype}, and at most "
+                f"{max(f.values.shape[0] for f in folds)} slots of {folds[0].features} features "
+                f"(triton takes up to {_score_triton.MAX_SLOTS} of {_score_triton.MAX_FEATURES})"
             )
         form = "reference"
     if form == "reference":
@@ -110,7 +112,7 @@ def score(
     sizes = []
     for (t, h, w), owner in zip(grid.sizes, owners, strict=True):
         sizes += [t, h * w, owner]
-    return score_packed(video, packed, sizes)
+    return score_packed(video, packed, sizes, triton=form == "triton")
 
 
 def pack_folds(folds: Sequence[ScoreFold]) -> PackedFolds:
@@ -134,38 +136,48 @@ def pack_folds(folds: Sequence[ScoreFold]) -> PackedFolds:
     )
 
 
-def score_packed(video: Tensor, packed: PackedFolds, sizes: list[int]) -> tuple[Tensor, Tensor]:
+def score_packed(
+    video: Tensor, packed: PackedFolds, sizes: list[int], *, triton: bool = False
+) -> tuple[Tensor, Tensor]:
     """The op on folds that are packed already; arguments are those of the schema.
 
     Args:
         video: `[N, D]` float32, bfloat16 or float16.
         packed: The folds, in float32.
         sizes: Three integers for each video: frames, tokens of a frame, number of its fold.
+        triton: Whether a gradient goes by the Triton form, which keeps the few columns.
 
     Returns:
         Token scores `[N]` and frame scores `[F]`, float32.
     """
     tensors = (video, *packed[:4])
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        scores: tuple[Tensor, Tensor] = _Score.apply(*tensors, sizes, *packed[4:])
+        scores: tuple[Tensor, Tensor] = _Score.apply(triton, *tensors, sizes, *packed[4:])
         return scores
     return _registry.call(_OP, *tensors, sizes, *packed[4:])
 
 
 class _Score(torch.autograd.Function):
-    """Outside the op. The backward pass recomputes the few columns; nothing is kept of width D."""
+    """Outside the op. Nothing is kept of width D but the video itself.
+
+    The backward pass recomputes the few columns; the Triton form keeps them, `[N, C]`.
+    """
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(*arguments[:5])
+    def forward(ctx: Any, triton: bool, *arguments: Any) -> tuple[Tensor, Tensor]:
         ctx.settings = arguments[5:]
-        return _registry.call(_OP, *arguments)
+        if not triton:
+            ctx.save_for_backward(*arguments[:5])
+            return _registry.call(_OP, *arguments)
+        token, frame, z, squares = _registry.call(_score_triton.kept, *arguments)
+        ctx.save_for_backward(*arguments[:5], z, squares)
+        return token, frame
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        video, *weights = ctx.saved_tensors
+        video, *weights = ctx.saved_tensors[:5]
         sizes, *settings = ctx.settings
-        wanted = ctx.needs_input_grad
+        wanted = ctx.needs_input_grad[1:]
         with torch.autocast(video.device.type, enabled=False):
             found = score_backward(
                 grads[0],
@@ -174,9 +186,10 @@ class _Score(torch.autograd.Function):
                 _unpack(*weights, *settings),
                 list(zip(sizes[::_FIELDS], sizes[1::_FIELDS], sizes[2::_FIELDS], strict=True)),
                 of_video=wanted[0],
+                kept=ctx.saved_tensors[5:] or None,
             )
         given = (grad if wish else None for grad, wish in zip(found, wanted, strict=False))
-        return (*given, *(None for _ in ctx.settings))
+        return (None, *given, *(None for _ in ctx.settings))
 
 
 def _distinct(
@@ -200,7 +213,11 @@ def _distinct(
     return folds, owners
 
 
-def _has_form(video: Tensor, folds: Sequence[ScoreFold]) -> bool:
+def _has_form(video: Tensor, folds: Sequence[ScoreFold], form: str) -> bool:
+    if form == "triton":
+        slots = [fold.values.shape[0] for fold in folds]
+        if not _score_triton.serves(slots, max(fold.features for fold in folds)):
+            return False
     return video.dtype in _DTYPES and all(
         tensor.dtype == torch.float32
         for fold in folds
@@ -297,7 +314,8 @@ _SPEC, _OP = _registry.define(
     "(Tensor video, Tensor columns, Tensor values, Tensor token_head, Tensor frame_head, "
     "int[] sizes, int[] slots, int token_features, int heads, bool inter_frame, float eps, "
     "float? score_bound) -> (Tensor, Tensor)",
-    backends=("cpu",),
+    backends=("triton", "cpu"),
     reference=_reference,
     fake=_fake,
 )
+_score_triton.register(_reference)

@@ -109,6 +109,9 @@ def test_forms_are_where_the_table_says(name: str) -> None:
         assert f'm.impl("{name}"' in text
         if available()[backend].available:
             assert has_kernel(f"cacovid::{name}", key)
+    if "triton" in spec.backends:
+        assert (ROOT / "kernels" / "triton" / f"{name}.py").is_file()
+        assert has_kernel(f"cacovid::{name}", "CUDA")
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
