@@ -24,7 +24,10 @@ import torch
 from torch import Tensor
 
 from cacovid import ops, reference
+from cacovid.benchmark import published
 from cacovid.policies import CrossAttentionConfig, CrossAttentionPolicy
+from cacovid.reference.ocss import ocss_plan, subspace_cap
+from cacovid.reference.select_tokens import select_plan
 from cacovid.types import Grid
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -88,7 +91,11 @@ def ocss_rows() -> Iterator[Row]:
             "batched PyTorch": lambda z=z, g=grid: reference.ocss_sample(z, g, 0.02, 32, seed=1),
         }
         if frames == 32:
-            ways["frame by frame"] = lambda z=z: plain.rollouts_by_frames(z, 32, 0.02, 32)
+            (plan,) = ocss_plan(grid, 0.02, 2.0, None)
+            cap = subspace_cap(plan.subspaces, None)
+            ways["frame by frame"] = lambda z=z, p=plan, c=cap: published.ocss_sample(
+                z.view(p.frames, p.tokens), p, 32, c
+            )
         yield Row(
             "ocss_sample", f"T = {frames}, n = 196, r = 0.02, G = 32", ways,
             {"batched PyTorch": ">= 5"},
@@ -100,11 +107,14 @@ def select_rows() -> Iterator[Row]:
     for frames in (32, 1024):
         grid = Grid([(frames, 14, 14)])
         z, f = torch.randn(grid.num_tokens), torch.randn(frames)
+        (plan,) = select_plan(grid, 0.1)
         yield Row(
             "select_tokens", f"T = {frames}, n = 196, r = 0.1",
             {
                 "ours": lambda z=z, f=f, g=grid: ops.select_tokens(z, f, g, 0.1, backend="cpu"),
-                "loops": lambda z=z, f=f, t=frames: plain.selection_by_loops(z, f, t, 0.1),
+                "loops": lambda z=z, f=f, p=plan: published.select_tokens(
+                    z.view(p.frames, p.tokens), f, p
+                ),
                 "PyTorch without loops": lambda z=z, f=f, g=grid: reference.select_tokens(
                     z, f, g, 0.1
                 ),
@@ -121,7 +131,7 @@ def points_rows() -> Iterator[Row]:
             "farthest_point", f"N = 6272, r = 0.1, D = {width}, fp32",
             {
                 "ours": lambda x=rows: ops.farthest_point(x, 627, backend="cpu"),
-                "distance matrix, O(k^2 N)": lambda x=rows: plain.max_min_by_matrix(x, 627),
+                "distance matrix, O(k^2 N)": lambda x=rows: published.farthest_point(x, 627),
             },
             {"distance matrix, O(k^2 N)": ">= 20"},
         )  # fmt: skip

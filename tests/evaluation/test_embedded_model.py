@@ -44,7 +44,8 @@ def test_transformers_loads_it_as_any_model():
 def comparison(qa):
     samples = embedded_samples("validation", 77, scenes=8, per_scene=7)
     encoder = SampleEncoder(freeze(qa.model), qa.processor, read_sample_frames)
-    chosen = choosers(["random", "blind-oracle", "oracle"], qa.model, {})
+    names = ["cacovid", "cacovid:self-attention", "random", "blind-oracle", "oracle"]
+    chosen = choosers(names, qa.model)
     with torch.inference_mode(False):
         return compare(samples, LocalReward(encoder), chosen, [0.1], seed=1)
 
@@ -57,9 +58,18 @@ def test_it_answers_and_pruning_matters(comparison):
     assert accuracy["blind-oracle", 0.1] <= accuracy["oracle", 0.1] - 0.1
 
 
+def test_the_default_is_a_trained_policy(qa, comparison):
+    accuracy = {(c.method, c.retention): c.accuracy for c in comparison.conditions}
+    assert qa.method.name == "cacovid" and qa.method.question_aware
+    for policy in ("cacovid", "cacovid:self-attention"):
+        assert accuracy[policy, 0.1] >= accuracy["blind-oracle", 0.1] + 0.1
+
+
 def test_results_hold_what_was_measured(comparison):
     rows = result_rows(comparison)
-    assert [row["method"] for row in rows] == ["uncompressed", "random", "blind-oracle", "oracle"]
+    assert [row["method"] for row in rows] == [
+        "uncompressed", "cacovid", "cacovid:self-attention", "random", "blind-oracle", "oracle",
+    ]  # fmt: skip
     assert {row["tokens"] for row in rows[1:]} == {57.0} and rows[0]["tokens"] == 576.0
     assert rows[0]["against"]["difference"] == 0.0
     for row, condition in zip(rows, comparison.conditions, strict=True):
@@ -69,5 +79,5 @@ def test_results_hold_what_was_measured(comparison):
         total = sum(kinds[kind] for kind in comparison.kinds)
         assert total / len(comparison.kinds) == pytest.approx(condition.accuracy)
     columns, cells = table(comparison, [0.1])
-    assert columns == ["method", "100%", "10%"] and cells[0][0] == "random"
-    assert markdown(columns, cells).count("\n") == 5
+    assert columns == ["method", "100%", "10%"] and cells[0][0] == "cacovid"
+    assert markdown(columns, cells).count("\n") == 7
