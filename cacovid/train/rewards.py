@@ -103,11 +103,18 @@ class LocalReward:
     @torch.no_grad()
     def __call__(self, prepared: PreparedSample, rollouts: Tensor) -> Rewards:
         """Rewards of `[G, N]` masks or `[G, K]` token indices of one sample."""
+        # By length, so that little of a batch is padding.
+        kept = rollouts.sum(dim=1) if rollouts.dtype == torch.bool else rollouts.new_zeros(0)
+        order = torch.argsort(kept, stable=True) if kept.numel() else None
+        if order is not None:
+            rollouts = rollouts[order]
         packed = ops.pack_rollouts(prepared.prompt, rollouts)
         parts = [self._part(prepared.sample, part) for part in _cut(packed, self.batch_tokens)]
-        return Rewards(
-            torch.cat([part.value for part in parts]), torch.cat([p.correct for p in parts])
-        )
+        value, correct = (torch.cat([getattr(p, n) for p in parts]) for n in ("value", "correct"))
+        if order is not None:
+            back = torch.argsort(order)
+            value, correct = value[back], correct[back]
+        return Rewards(value, correct)
 
     def _part(self, sample: TrainingSample, packed: Prompt) -> Rewards:
         if sample.problem_type == "multiple choice":
@@ -180,16 +187,20 @@ class LocalReward:
 
 
 def _cut(packed: Prompt, batch_tokens: int) -> Sequence[Prompt]:
-    """Packed prompts in parts of at most `batch_tokens` (padded), at least one prompt each."""
+    """Packed prompts in parts of at most `batch_tokens` (padded), at least one prompt each.
+
+    A part's longest prompt is at most a quarter longer than its shortest (and 32 tokens).
+    """
     offsets = packed.prompt_offsets or (0, packed.embeds.shape[0])
     lengths = [b - a for a, b in pairwise(offsets)]
     parts: list[Prompt] = []
     first = 0
     while first < len(lengths):
-        last, longest = first, 0
+        last, longest, shortest = first, 0, lengths[first]
         while last < len(lengths):
-            longest = max(longest, lengths[last])
-            if last > first and longest * (last - first + 1) > batch_tokens:
+            longest, shortest = max(longest, lengths[last]), min(shortest, lengths[last])
+            padded = longest * (last - first + 1) > batch_tokens or longest > 32 + 1.25 * shortest
+            if last > first and padded:
                 break
             last += 1
         parts.append(_prompts(packed, offsets, first, last))

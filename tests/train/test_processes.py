@@ -78,6 +78,7 @@ def test_the_fsdp_configuration_is_what_accelerate_reads(monkeypatch):
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils import FullyShardedDataParallelPlugin
     from accelerate.utils.launch import prepare_multi_gpu_env
+    from torch.distributed.fsdp import CPUOffloadPolicy
 
     config = load_config_from_file(FSDP[1])
     assert config.distributed_type == "FSDP" and config.num_processes == 4
@@ -89,7 +90,8 @@ def test_the_fsdp_configuration_is_what_accelerate_reads(monkeypatch):
         monkeypatch.setenv(name, value)
     plugin = FullyShardedDataParallelPlugin()
     assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
-    assert not plugin.cpu_offload and not plugin.cpu_ram_efficient_loading
+    assert not isinstance(plugin.cpu_offload, CPUOffloadPolicy)
+    assert not plugin.cpu_ram_efficient_loading
 
 
 def test_what_cannot_be_sharded_is_told(monkeypatch, model):
