@@ -1,7 +1,7 @@
 r"""Trains the embedded model's policies and compares them: the tables and curves of `results/`.
 
-    python bench/evidence.py train --runs ocss multinomial uniform imitation self --seeds 0 1 2 \
-        --steps 600
+    python bench/evidence.py train --runs ocss multinomial uniform-rollouts imitation self \
+        --seeds 0 1 2
     python bench/evidence.py curves
     python bench/evidence.py table --split test
     python bench/evidence.py table --split shifted
@@ -54,7 +54,7 @@ BASE = ROOT / "bench" / "configs" / "tiny-cross-attention.yaml"
 CHANGES: dict[str, dict[str, Any]] = {
     "ocss": {},
     "multinomial": {"cpo": {"rollouts": {"sampler": "multinomial"}}},
-    "uniform": {"cpo": {"rollouts": {"sampler": "uniform"}}},
+    "uniform-rollouts": {"cpo": {"rollouts": {"sampler": "uniform"}}},
     "mixed": {"cpo": {"rollouts": {"sampler": "mixed"}}},
     "imitation": {
         "objective": "imitation",
@@ -268,8 +268,9 @@ def _page(facts: dict[str, Any], args: argparse.Namespace) -> str:
         f"{args.split} --seed {args.seed} --questions {args.questions}`. Accuracy in percent over "
         f"all question types, model in bfloat16, with half of the 95% interval (bootstrap over "
         f"questions); for several training seeds the mean, and the least and greatest seed. "
-        f"*cacovid*: the stored default. Uncompressed: "
-        f"{_cell(rows[0])}.",
+        f"*ocss*, *multinomial*, *uniform-rollouts*: how the combinations of the training were "
+        f"drawn; *self*: `SelfAttentionPolicy`, OCSS, 300 steps. The stored policies are "
+        f"*multinomial* (the default) and *self*, seed 0. Uncompressed: {_cell(rows[0])}.",
         "",
         "| method | seeds | " + " | ".join(f"{r:.0%}" for r in args.retention) + " |",
         "|---" * (len(args.retention) + 2) + "|",
