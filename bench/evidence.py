@@ -43,7 +43,7 @@ from cacovid.models.storage import load_whole
 from cacovid.policies import load_policy
 from cacovid.train.data import embedded_samples, read_sample_frames
 from cacovid.train.encoding import SampleEncoder
-from cacovid.train.rewards import LocalReward, freeze
+from cacovid.train.rewards import LocalReward, RewardKind, freeze
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "evidence"
@@ -194,14 +194,14 @@ def _smooth(values: Sequence[float], width: int) -> list[float]:
 
 
 @dataclass
-class _Bench:
+class Bench:
     """The embedded model as the tables use it: in bfloat16, twice as fast on a CPU."""
 
     model: Any
     reward: LocalReward
 
     @classmethod
-    def load(cls, needs: frozenset[str]) -> _Bench:
+    def load(cls, needs: frozenset[str], kind: RewardKind = "correct") -> Bench:
         location = model_location("tiny")
         model = freeze(load_whole(location, torch.bfloat16))
         reading = reading_defaults(location)
@@ -213,11 +213,11 @@ class _Bench:
             needs,
         )
         # Every answer of the embedded task has one right wording.
-        return cls(model, LocalReward(encoder, free_text="forced"))
+        return cls(model, LocalReward(encoder, kind, free_text="forced"))
 
 
 def _measure(
-    bench: _Bench, chosen: Sequence[Chooser], retentions: Sequence[float], split: str, seed: int,
+    bench: Bench, chosen: Sequence[Chooser], retentions: Sequence[float], split: str, seed: int,
     questions: int,
 ) -> Comparison:  # fmt: skip
     samples = embedded_samples(split, seed, -(-questions // 8), 8)[:questions]
@@ -229,7 +229,7 @@ def _measure(
 
 def _table(args: argparse.Namespace) -> None:
     needs = frozenset(f"received_attention/{n}/{q}" for n in (0, 2) for q in ("last", "question"))
-    bench = _Bench.load(needs)
+    bench = Bench.load(needs)
     policies = {
         folder.name: PolicyMethod(load_policy(folder / "policy", base_model=bench.model))
         for folder in finished()
@@ -265,12 +265,12 @@ def _page(facts: dict[str, Any], args: argparse.Namespace) -> str:
         f"# CPO on the embedded task: {args.split}, {facts['questions']:,} questions",
         "",
         f"Synthetic task; no public benchmark run. Made by `python bench/evidence.py table --split "
-        f"{args.split} --seed {args.seed} --questions {args.questions}`. Accuracy in percent over "
+        f"{args.split} --seed {args.seed} --questions {args.questions} --retention "
+        f"{' '.join(map(str, args.retention))}`. Accuracy in percent over "
         f"all question types, model in bfloat16, with half of the 95% interval (bootstrap over "
         f"questions); for several training seeds the mean, and the least and greatest seed. "
         f"*ocss*, *multinomial*, *uniform-rollouts*: how the combinations of the training were "
-        f"drawn; *self*: `SelfAttentionPolicy`, OCSS, 300 steps. The stored policies are "
-        f"*multinomial* (the default) and *self*, seed 0. Uncompressed: {_cell(rows[0])}.",
+        f"drawn; *self*: `SelfAttentionPolicy`, OCSS. Uncompressed: {_cell(rows[0])}.",
         "",
         "| method | seeds | " + " | ".join(f"{r:.0%}" for r in args.retention) + " |",
         "|---" * (len(args.retention) + 2) + "|",
@@ -295,6 +295,7 @@ def _plot(facts: dict[str, Any], path: Path) -> None:
 
     rows = facts["results"]
     figure, axis = plt.subplots(figsize=(9, 5), constrained_layout=True)
+    axis.set_prop_cycle(color=plt.get_cmap("tab20").colors)
     axis.axhline(100 * rows[0]["accuracy"], color="0.6", lw=1, ls=":", label="uncompressed")
     for name, members in grouped(rows).items():
         points: dict[float, list[float]] = {}
@@ -312,7 +313,7 @@ def _plot(facts: dict[str, Any], path: Path) -> None:
 
 
 def _shares(policy: Path, questions: int) -> None:
-    bench = _Bench.load(frozenset())
+    bench = Bench.load(frozenset())
     loaded = load_policy(policy, base_model=bench.model)
     chosen = [
         MethodChooser(PolicyMethod(loaded, policy_share=share), f"share {share}")
@@ -334,7 +335,7 @@ def _shares(policy: Path, questions: int) -> None:
 
 @torch.no_grad()
 def _letters(questions: int) -> None:
-    bench = _Bench.load(frozenset())
+    bench = Bench.load(frozenset())
     reward = bench.reward
     wanted = (s for s in embedded_samples("validation", 23, questions, 5) if s.options)
     samples = [sample for sample, _ in zip(wanted, range(questions), strict=False)]

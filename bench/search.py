@@ -21,17 +21,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from evidence import Bench
 from torch import Tensor
 
 from cacovid.commands.progress import steps_bar
-from cacovid.models.defaults import model_location, reading_defaults
-from cacovid.models.processing import load_processor
-from cacovid.models.storage import load_whole
 from cacovid.policies import load_policy
 from cacovid.reference import subspaces
-from cacovid.train.data import embedded_samples, read_sample_frames
-from cacovid.train.encoding import PreparedSample, SampleEncoder
-from cacovid.train.rewards import LocalReward, freeze
+from cacovid.train.data import embedded_samples
+from cacovid.train.encoding import PreparedSample
+from cacovid.train.rewards import LocalReward
 from cacovid.train.rollouts import RolloutSettings, Sampler, draw_rollouts
 from cacovid.types import Scores
 
@@ -176,19 +174,9 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    location = model_location("tiny")
-    model = freeze(load_whole(location, torch.bfloat16))
-    reading = reading_defaults(location)
-    encoder = SampleEncoder(
-        model,
-        load_processor(location),
-        lambda sample: read_sample_frames(sample, reading.max_frames, reading.fps),
-        1,
-        frozenset(),
-    )
-    reward = LocalReward(encoder, "probability", "forced")
-    policy = load_policy(args.policy, base_model=model).eval()
-    facts = [measure(reward, policy, args.questions, Search(ratio)) for ratio in args.ratio]
+    bench = Bench.load(frozenset(), "probability")
+    policy = load_policy(args.policy, base_model=bench.model).eval()
+    facts = [measure(bench.reward, policy, args.questions, Search(ratio)) for ratio in args.ratio]
     (RESULTS / "search.json").write_text(json.dumps(facts, indent=1) + "\n")
     (RESULTS / "search.md").write_text(page(facts, args.policy))
     print(page(facts, args.policy))
