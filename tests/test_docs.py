@@ -21,7 +21,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-_PAGES = ("README.md", "CONTRIBUTING.md", "docs/training.md", "docs/using-the-ops.md")
+_PAGES = (
+    "README.md", "CONTRIBUTING.md", "docs/methods.md", "docs/training.md", "docs/using-the-ops.md"
+)  # fmt: skip
 PAGES = [name for name in _PAGES if (ROOT / name).is_file()]
 
 _FENCE = re.compile(

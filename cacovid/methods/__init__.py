@@ -4,8 +4,8 @@ A method is called as `method(prompt, retention, seed=0) -> Selection` and keeps
 `max(1, floor(r*N))` tokens of each packed video.
 
 >>> from cacovid import methods
->>> methods.names()
-('attention', 'random', 'uniform')
+>>> "divprune" in methods.names()
+True
 >>> methods.get("attention").question_aware
 True
 """
@@ -14,19 +14,31 @@ from __future__ import annotations
 
 from cacovid.methods.attention import AttentionMethod
 from cacovid.methods.base import Method, ScoredMethod, score_and_select
+from cacovid.methods.divprune import DivPruneMethod
+from cacovid.methods.dpc_knn import DpcKnnMethod
+from cacovid.methods.evs import EvsMethod
+from cacovid.methods.fewer_frames import FewerFramesMethod
 from cacovid.methods.policy import PolicyMethod
 from cacovid.methods.random import RandomMethod
 from cacovid.methods.registry import get, names, register
 from cacovid.methods.top_k import top_k
 from cacovid.methods.uniform import UniformMethod, even_positions
+from cacovid.methods.video_tokens import Choice, PerVideoMethod, VideoTokens
 
 __all__ = [
     "AttentionMethod",
+    "Choice",
+    "DivPruneMethod",
+    "DpcKnnMethod",
+    "EvsMethod",
+    "FewerFramesMethod",
     "Method",
+    "PerVideoMethod",
     "PolicyMethod",
     "RandomMethod",
     "ScoredMethod",
     "UniformMethod",
+    "VideoTokens",
     "even_positions",
     "get",
     "names",
@@ -36,5 +48,9 @@ __all__ = [
 ]
 
 register("attention", AttentionMethod)
+register("divprune", DivPruneMethod)
+register("dpc_knn", DpcKnnMethod)
+register("evs", EvsMethod)
+register("fewer_frames", FewerFramesMethod)
 register("random", RandomMethod)
 register("uniform", UniformMethod)

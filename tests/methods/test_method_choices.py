@@ -17,6 +17,9 @@ from cacovid.types import Grid, Prompt, Scores
 
 KEY = "received_attention/1/last"
 
+#: Methods that read no features; the others have properties of their own file.
+WITHOUT_FEATURES = ("attention", "random", "uniform")
+
 
 def make_prompt(sizes, scores=None) -> Prompt:
     grid = Grid(sizes)
@@ -43,7 +46,7 @@ def batches(draw):
     return sizes, retentions, torch.tensor(scores, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", WITHOUT_FEATURES)
 @settings(max_examples=40, deadline=None)
 @given(batch=batches(), seed=st.integers(0, 2**64 - 1))
 def test_exact_count_ascending_and_each_video_as_alone(name, batch, seed):
@@ -63,7 +66,7 @@ def test_exact_count_ascending_and_each_video_as_alone(name, batch, seed):
         assert (inside - begin).tolist() == alone.keep.tolist()
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", WITHOUT_FEATURES)
 def test_keep_all_and_fewest(name):
     prompt = make_prompt([(2, 3, 3), (1, 2, 2)], torch.arange(22.0))
     method = methods.get(name)
@@ -71,7 +74,7 @@ def test_keep_all_and_fewest(name):
     assert method(prompt, 1e-6).counts == (1, 1)
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", WITHOUT_FEATURES)
 @pytest.mark.parametrize("retention", [0.0, -0.1, 1.5, float("nan")])
 def test_retention_outside_its_range_is_refused(name, retention):
     prompt = make_prompt([(1, 2, 2)], torch.zeros(4))
