@@ -86,6 +86,14 @@ def test_frame_sample(benchmark: Any, backend: str) -> None:
     assert drawn.shape == (8, GRID.num_frames)
 
 
+@pytest.mark.benchmark(group="bernoulli_sample, N = 6272, G = 16")
+def test_bernoulli_sample(benchmark: Any, backend: str) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(GRID.num_tokens)
+    masks = benchmark(ops.bernoulli_sample, logits, 16, seed=1, backend=backend)
+    assert masks.shape == (16, GRID.num_tokens)
+
+
 @pytest.mark.benchmark(group="cpo_loss with its gradient, N = 6272, G = 115")
 def test_cpo_loss(benchmark: Any, backend: str) -> None:
     torch.manual_seed(0)

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
         CrossAttentionPolicy,
         SelfAttentionConfig,
         SelfAttentionPolicy,
+        SurpriseConfig,
+        SurprisePolicy,
         load_policy,
     )
     from cacovid.session import CompressionSession, Pruned, ReadQuestion
@@ -62,6 +64,8 @@ __all__ = [
     "Selection",
     "SelfAttentionConfig",
     "SelfAttentionPolicy",
+    "SurpriseConfig",
+    "SurprisePolicy",
     "UnsupportedModelError",
     "VideoQA",
     "VideoReadError",
@@ -105,6 +109,8 @@ _FROM = {
         "CrossAttentionPolicy",
         "SelfAttentionConfig",
         "SelfAttentionPolicy",
+        "SurpriseConfig",
+        "SurprisePolicy",
         "load_policy",
     ),
     "cacovid.session": (

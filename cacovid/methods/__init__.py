@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from cacovid.methods.attention import AttentionMethod
 from cacovid.methods.base import Method, ScoredMethod, score_and_select
+from cacovid.methods.beside import hybrid_beside, score_beside
 from cacovid.methods.divprune import DivPruneMethod
 from cacovid.methods.dpc_knn import DpcKnnMethod
 from cacovid.methods.evs import EvsMethod
 from cacovid.methods.fewer_frames import FewerFramesMethod
+from cacovid.methods.hybrid import HybridMethod
 from cacovid.methods.policy import PolicyMethod
 from cacovid.methods.random import RandomMethod
 from cacovid.methods.registry import get, names, register
@@ -32,6 +34,7 @@ __all__ = [
     "DpcKnnMethod",
     "EvsMethod",
     "FewerFramesMethod",
+    "HybridMethod",
     "Method",
     "PerVideoMethod",
     "PolicyMethod",
@@ -52,5 +55,7 @@ register("divprune", DivPruneMethod)
 register("dpc_knn", DpcKnnMethod)
 register("evs", EvsMethod)
 register("fewer_frames", FewerFramesMethod)
+register("hybrid", hybrid_beside, takes_model=True)
 register("random", RandomMethod)
+register("score", score_beside, takes_model=True)
 register("uniform", UniformMethod)

@@ -1,4 +1,4 @@
-"""A trained policy as a method: its scores, then the budgeted selection of ALGORITHMS 1.2."""
+"""A trained policy as a method: its scores, then the selection that it was trained for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from cacovid.methods.base import ScoredMethod
+from cacovid.methods.top_k import top_k
 from cacovid.types import PerVideo, Prompt, Scores, Selection
 
 #: Share of the budget that the scores choose, where the policy's configuration says nothing.
@@ -16,6 +17,9 @@ DEFAULT_POLICY_SHARE = 0.5
 
 class PolicyMethod(ScoredMethod):
     """Keeps what a policy scores highest, within quotas per frame, and an even share of the rest.
+
+    A policy whose `selection` is `"top_k"` (`SurprisePolicy`) has neither quotas nor a share: the
+    highest scores of a whole video are kept.
 
     Args:
         policy: Any callable `policy(prompt) -> Scores`, such as those of `cacovid.policies`.
@@ -52,7 +56,9 @@ class PolicyMethod(ScoredMethod):
             return self.policy(prompt)
 
     def select(self, scores: Scores, prompt: Prompt, retention: PerVideo) -> Selection:
-        """The kept tokens by `cacovid.ops.select_tokens`."""
+        """The kept tokens by `cacovid.ops.select_tokens`, or by one top-k over each video."""
+        if getattr(self.policy, "selection", None) == "top_k":
+            return top_k(scores.token, prompt.grid, retention)
         from cacovid.ops import select_tokens
 
         keep = select_tokens(

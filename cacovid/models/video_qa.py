@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from cacovid.errors import InvalidInputError
+from cacovid.methods import Method
 from cacovid.models.defaults import ReadingDefaults, model_location, reading_defaults
 from cacovid.models.processing import load_processor
 from cacovid.models.prune import PrunedInputs, prune_inputs
 from cacovid.models.registry import adapter_for, supported_model_types
 from cacovid.models.resolve import BESIDE, policies_beside, resolve_method
+from cacovid.models.score_memory import ScoreMemory, video_key
 from cacovid.models.storage import load_whole
 from cacovid.models.timing import StageClock
 from cacovid.types import Grid, Scores, Selection
@@ -90,6 +92,8 @@ class Answer:
 class VideoQA:
     """A model, its processor and what chooses the tokens.
 
+    Scores of a question-blind policy (`SurprisePolicy`) are kept for further questions on a video.
+
     Args:
         model: A model that has an adapter.
         processor: Its processor, or a `VideoProcessor`.
@@ -114,6 +118,8 @@ class VideoQA:
         self.processor = processor
         self.method = resolve_method(DEFAULT_METHOD if policy is None else policy, model)
         self.reading = reading or ReadingDefaults()
+        self._named: dict[str, Method] = {}
+        self._memory = ScoreMemory()
 
     @classmethod
     def from_pretrained(
@@ -168,7 +174,8 @@ class VideoQA:
                 evenly spaced ones are taken).
             question: The question.
             retention: Share of the video tokens to keep, in (0, 1].
-            method: What chooses the tokens, for this question only; as `policy` above.
+            method: What chooses the tokens, for this question only; as `policy` above. A name is
+                looked up once.
             options: Options of a multiple choice, written below the question as A., B., ...
             max_new_tokens: The longest answer, in tokens.
             seed: Seed of the methods that draw.
@@ -179,13 +186,14 @@ class VideoQA:
             InvalidInputError: for an empty question, a retention outside (0, 1], frames that are
                 no uint8 RGB.
         """
-        chooser = self.method if method is None else resolve_method(method, self.model)
+        chooser = self._chooser(method)
         Grid([(1, 1, 1)]).budgets(float(retention))
         asked = _with_options(question, options)
         clock = StageClock(self.model.device, on_stage)
         with clock(READ):
             frames, timestamps = self._frames(video)
             inputs = self._inputs(frames, asked)
+            chooser = self._memory.remembering(chooser, video_key(video, frames))
         pruned = prune_inputs(
             self.model, inputs, chooser, float(retention), seed=seed, question=asked,
             tokenizer=self.processor.tokenizer, on_stage=on_stage,
@@ -198,6 +206,15 @@ class VideoQA:
             tokens=pruned.tokens, frames=frames, timestamps=timestamps, question=asked,
             method=pruned.method, retention=float(retention),
         )  # fmt: skip
+
+    def _chooser(self, method: Any) -> Method:
+        if method is None:
+            return self.method
+        if not isinstance(method, str):
+            return resolve_method(method, self.model)
+        if method not in self._named:
+            self._named[method] = resolve_method(method, self.model)
+        return self._named[method]
 
     def _frames(self, video: Any) -> tuple[np.ndarray, np.ndarray | None]:
         if isinstance(video, Tensor):

@@ -7,6 +7,7 @@ Every policy is called as `policy(prompt) -> Scores`, trained by `cacovid.train`
 from cacovid.policies.cross_attention import CrossAttentionConfig, CrossAttentionPolicy
 from cacovid.policies.self_attention import SelfAttentionConfig, SelfAttentionPolicy
 from cacovid.policies.storage import StoredPolicy, load_policy
+from cacovid.policies.surprise import SurpriseConfig, SurprisePolicy
 
 __all__ = [
     "CrossAttentionConfig",
@@ -14,5 +15,7 @@ __all__ = [
     "SelfAttentionConfig",
     "SelfAttentionPolicy",
     "StoredPolicy",
+    "SurpriseConfig",
+    "SurprisePolicy",
     "load_policy",
 ]

@@ -7,7 +7,7 @@ import os
 import tempfile
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from huggingface_hub import ModelHubMixin
@@ -35,6 +35,9 @@ class StoredPolicy(nn.Module, ModelHubMixin, library_name="cacovid", tags=["caco
     policy_type: ClassVar[str]
     config_class: ClassVar[type[PolicyConfig]]
     question_aware: ClassVar[bool] = True
+    #: How tokens are chosen by the scores: within quotas of the frames (ALGORITHMS 1.2), or one
+    #: top-k over the whole video (ALGORITHMS 2.3).
+    selection: ClassVar[Literal["frames", "top_k"]] = "frames"
     #: Weights that a file may hold and that no score depends on.
     unused_weights: ClassVar[tuple[str, ...]] = ()
     config: Any

@@ -2,10 +2,11 @@
 
 Each function has the signature of the op of the same name in `cacovid.ops`. Floating-point ops run
 in the dtype of their input, float64 included; discrete ones follow a bit-exact recipe that is
-stated in their module (`ocss`, `frame_sample`, `select_tokens`; shared arithmetic in `fixed_point`
-and `philox`).
+stated in their module (`bernoulli`, `ocss`, `frame_sample`, `select_tokens`; shared arithmetic in
+`fixed_point` and `philox`).
 """
 
+from cacovid.reference.bernoulli import bernoulli_sample
 from cacovid.reference.clip_max import clip_max
 from cacovid.reference.cpo_loss import Loss, cpo_loss
 from cacovid.reference.density_peaks import density_peaks
@@ -14,6 +15,7 @@ from cacovid.reference.frame_sample import frame_sample
 from cacovid.reference.gather import gather
 from cacovid.reference.ocss import ocss_sample
 from cacovid.reference.pack_rollouts import pack_rollouts
+from cacovid.reference.reinforce_loss import reinforce_loss
 from cacovid.reference.score import ScoreFold, score
 from cacovid.reference.select_and_gather import select_and_gather
 from cacovid.reference.select_tokens import select_tokens
@@ -23,6 +25,7 @@ __all__ = [
     "Loss",
     "ScoreFold",
     "Subspaces",
+    "bernoulli_sample",
     "clip_max",
     "cpo_loss",
     "density_peaks",
@@ -31,6 +34,7 @@ __all__ = [
     "gather",
     "ocss_sample",
     "pack_rollouts",
+    "reinforce_loss",
     "score",
     "select_and_gather",
     "select_tokens",

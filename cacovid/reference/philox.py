@@ -16,8 +16,9 @@
     c2 = rollout
     c3 = (offset + index of the video in the call) modulo 2**32
 
-`op` numbers the samplers (`OP_OCSS = 1`, `OP_FRAME = 2`), so that they never share a stream. Item
-`i` of a batch therefore equals that video alone at `offset + i`.
+`op` numbers the samplers (`OP_OCSS = 1`, `OP_FRAME = 2`, `OP_BERNOULLI = 4`; 3 is the method
+`random`), so that they never share a stream. Item `i` of a batch therefore equals that video alone
+at `offset + i`.
 
 **Uniform numbers.** `u = (2*(x >> 9) + 1) / 2**24`: odd multiples of 2**-24, exact in float32,
 never 0 and never 1.
@@ -31,6 +32,7 @@ from torch import Tensor
 #: Numbers of the samplers in the top byte of the first counter word.
 OP_OCSS = 1
 OP_FRAME = 2
+OP_BERNOULLI = 4
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85

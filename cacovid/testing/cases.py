@@ -103,6 +103,22 @@ def _ocss(name: str, grid: str, kind: str, ratio: Any, rollouts: int, **settings
     return Case("ocss_sample", name, make)
 
 
+def _bernoulli(name: str, count: int, kind: str, rollouts: int, **settings: Any) -> Case:
+    def make() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        named = {"seed": 2**63 + 12345, "offset": 3, **settings}
+        return (token_scores(count, kind), rollouts), named
+
+    return Case("bernoulli_sample", name, make)
+
+
+def _reinforce(count: int, rollouts: int) -> Case:
+    def make() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        masks = token_scores(rollouts * count, "normal", seed=4).view(rollouts, count) > 0.5
+        return (token_scores(count, "normal"), masks, token_scores(rollouts, "normal", 5)), {}
+
+    return Case("reinforce_loss", f"{rollouts}_of_{count}", make)
+
+
 def _gather(name: str, length: int, width: int, dtype: torch.dtype, keep: list[int]) -> Case:
     def make() -> tuple[tuple[Any, ...], dict[str, Any]]:
         rows = torch.arange(length * width, dtype=torch.float64).view(length, width)
@@ -227,6 +243,22 @@ _OCSS = (
     _ocss("offset_wraps", "ragged", "normal", 0.1, 3, offset=2**32 - 2, seed=2**64 - 1),
 )
 
+_BERNOULLI = (
+    *(_bernoulli(f"{n}_tokens", n, "normal", 5) for n in (1, 7, 63, 64, 65, 196, 729, 1000)),
+    *(
+        _bernoulli(f"{kind}_logits", 127, kind, 4)
+        for kind in ("flat", "ties", "peaked", "huge", "tiny")
+    ),
+    _bernoulli("packed", GRIDS["ragged"].num_tokens, "normal", 3, grid=GRIDS["ragged"]),
+    _bernoulli("one_rollout", 500, "normal", 1),
+    _bernoulli("many_rollouts", 5, "ties", 70),
+    _bernoulli(
+        "offset_wraps", 631, "normal", 3, grid=GRIDS["ragged"], offset=2**32 - 2, seed=2**64 - 1
+    ),
+)
+
+_REINFORCE = tuple(_reinforce(n, g) for n, g in ((1, 1), (7, 5), (196, 3), (1000, 16)))
+
 _GATHER = (
     *(
         _gather(f"width_{width}_{str(dtype).removeprefix('torch.')}", 63, width, dtype, [0, 7, 62])
@@ -272,6 +304,8 @@ _SCORE = (
 CASES: tuple[Case, ...] = (
     *_SELECT,
     *_OCSS,
+    *_BERNOULLI,
+    *_REINFORCE,
     *_GATHER,
     *_SELECT_AND_GATHER,
     *_FRAME_SAMPLE,

@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "cacovid/bernoulli.h"
 #include "cacovid/frame_sample.h"
 #include "cacovid/ocss.h"
 #include "cacovid/select.h"
@@ -115,6 +116,20 @@ inline std::vector<FramePlan> unpack_frames(const std::vector<int64_t>& fields, 
     plans.push_back(plan);
   }
   return plans;
+}
+
+// Tokens of all videos of Bernoulli rollouts.
+inline int64_t count_bernoulli(const std::vector<int64_t>& counts, int64_t rollouts) {
+  if (rollouts < 1) fail("rollouts is ", rollouts, "; expected at least 1");
+  if (counts.empty()) fail("the plan has no video; expected the tokens of each");
+  int64_t tokens = 0;
+  for (const int64_t count : counts) {
+    if (count < 1 || count > kMaxBernoulliTokens) {
+      fail("a video has ", count, " tokens; expected 1 to ", kMaxBernoulliTokens);
+    }
+    tokens += count;
+  }
+  return tokens;
 }
 
 }  // namespace cacovid

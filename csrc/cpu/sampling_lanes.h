@@ -22,11 +22,9 @@ CACOVID_INLINE WordPair multiply(WordLanes x, uint64_t factor) {
   return {(WordLanes)((even >> 32) | (odd & ~kLow)), (WordLanes)((even & kLow) | (odd << 32))};
 }
 
-// The four words of block `block` of sixteen rollouts' streams.
-CACOVID_INLINE void draw_blocks(uint32_t op, uint32_t block, uint32_t frame, WordLanes rollouts,
-                                uint32_t item, uint64_t seed, WordLanes* words) {
-  WordLanes c0 = WordLanes{} + (block | (op << 24)), c1 = WordLanes{} + frame, c2 = rollouts,
-            c3 = WordLanes{} + item;
+// philox4x32 of sixteen counters.
+CACOVID_INLINE void philox_lanes(WordLanes c0, WordLanes c1, WordLanes c2, WordLanes c3,
+                                 uint64_t seed, WordLanes* words) {
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
     const WordPair p0 = multiply(c0, 0xD2511F53u), p1 = multiply(c2, 0xCD9E8D57u);
@@ -42,6 +40,13 @@ CACOVID_INLINE void draw_blocks(uint32_t op, uint32_t block, uint32_t frame, Wor
   words[1] = c1;
   words[2] = c2;
   words[3] = c3;
+}
+
+// The four words of block `block` of sixteen rollouts' streams.
+CACOVID_INLINE void draw_blocks(uint32_t op, uint32_t block, uint32_t frame, WordLanes rollouts,
+                                uint32_t item, uint64_t seed, WordLanes* words) {
+  philox_lanes(WordLanes{} + (block | (op << 24)), WordLanes{} + frame, rollouts,
+               WordLanes{} + item, seed, words);
 }
 
 // neg_log of fixed_point.h.

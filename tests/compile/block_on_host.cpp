@@ -5,6 +5,7 @@
 #include <thread>
 #include <vector>
 
+#include "cacovid/bernoulli.h"
 #include "cacovid/ocss_block.h"
 #include "cacovid/select_block.h"
 
@@ -74,4 +75,22 @@ extern "C" void ocss_video(int threads, const float* tokens, const int64_t* fiel
       }
     }
   });
+}
+
+// What the threads of the CUDA kernel do, one after another: no thread waits for another there.
+extern "C" void bernoulli_video(const float* logits, int64_t count, int64_t rollouts, uint64_t seed,
+                                uint32_t item, unsigned char* out, int64_t stride) {
+  for (int64_t token = 0; token < count; token += 4) {
+    uint32_t thresholds[4];
+    for (int j = 0; j < 4; ++j) {
+      thresholds[j] = token + j < count ? cacovid::keep_threshold(logits[token + j]) : 0u;
+    }
+    for (int64_t g = 0; g < rollouts; ++g) {
+      const uint32_t bits = cacovid::keep_bits(thresholds, static_cast<uint32_t>(token / 4),
+                                               static_cast<uint32_t>(g), item, seed);
+      for (int64_t j = 0; j < 4 && token + j < count; ++j) {
+        out[g * stride + token + j] = static_cast<unsigned char>(bits >> (8 * j) & 1u);
+      }
+    }
+  }
 }

@@ -16,9 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from cacovid.reference import bernoulli_sample
 from cacovid.reference.ocss import ocss_plan, ocss_sample
 from cacovid.reference.select_tokens import select_plan, select_tokens
 from cacovid.testing import Case, cases_of
+from cacovid.types import Grid
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
@@ -103,4 +105,24 @@ def test_rollouts(library: ctypes.CDLL, case: Case, threads: int) -> None:
             ctypes.c_int64(drawn.shape[1]),
         )
         column += p.frames * p.keep
+    assert torch.equal(drawn, expected)
+
+
+@pytest.mark.parametrize("case", cases_of("bernoulli_sample"), ids=lambda case: case.id)
+def test_coins(library: ctypes.CDLL, case: Case) -> None:
+    (logits, rollouts), named = case.make()
+    expected = bernoulli_sample(logits, rollouts, **named)
+    grid = named.get("grid") or Grid([(1, 1, len(logits))])
+    drawn = torch.zeros_like(expected)
+    for i, count in enumerate(grid.tokens_per_video):
+        begin = grid.host_video_offsets[i]
+        library.bernoulli_video(
+            _pointer(logits[begin:]),
+            ctypes.c_int64(count),
+            ctypes.c_int64(rollouts),
+            ctypes.c_uint64(named["seed"]),
+            ctypes.c_uint32((named["offset"] + i) & 0xFFFFFFFF),
+            _pointer(drawn[0, begin:]),
+            ctypes.c_int64(drawn.shape[1]),
+        )
     assert torch.equal(drawn, expected)

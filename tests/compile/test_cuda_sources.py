@@ -52,9 +52,10 @@ def test_compiles_without_spills(source: Path, tmp_path: Path) -> None:
 
 
 @needs_nvcc
-def test_the_sampler_has_no_fused_multiply_add(tmp_path: Path) -> None:
-    output = tmp_path / "ocss_sample.ptx"
-    _compile(ROOT / "csrc" / "cuda" / "ocss_sample.cu", output, "-ptx", "-arch=compute_90")
+@pytest.mark.parametrize("name", ["ocss_sample", "bernoulli_sample"])
+def test_the_samplers_have_no_fused_multiply_add(name: str, tmp_path: Path) -> None:
+    output = tmp_path / f"{name}.ptx"
+    _compile(ROOT / "csrc" / "cuda" / f"{name}.cu", output, "-ptx", "-arch=compute_90")
     code = output.read_text()
     assert "mul.rn.f32" in code or "mul.f32" in code
     assert "fma.rn" not in code

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cacovid import Grid, ops, reference
+from cacovid import Grid, SurpriseConfig, SurprisePolicy, ops, reference
 from cacovid.ops import _score_triton
 from cacovid.ops.score import pack_folds, score_packed
 from cacovid.reference import ScoreFold
@@ -91,6 +91,13 @@ def test_every_case(case: Any) -> None:
         pytest.skip("takes the interpreter long")
     folds = [folds] if isinstance(folds, ScoreFold) else folds
     check(video, folds, grid, {**(SPLIT if folds[0].inter_frame else FUSED), "BLOCK_K": 32})
+
+
+def test_the_surprise_policy_is_served() -> None:
+    torch.manual_seed(0)
+    config = SurpriseConfig(hidden_size=64, width=24, inner_width=8)
+    fold = SurprisePolicy(config).requires_grad_(False).fold()
+    check(draw_video(GRID.num_tokens, 64), [fold], GRID, {**SPLIT, "BLOCK_K": 32})
 
 
 SHAPES: list[tuple[int, int, int, tuple[int, int], bool, dict[str, int] | None]] = [

@@ -11,8 +11,14 @@ SIZES = [(6, 3, 4), (3, 2, 2), (1, 4, 4), (9, 4, 5)]
 SEEDS = [11, 12, 13, 14]
 RETENTIONS = [0.3, 0.5, 0.2, 0.1]
 
+#: Policies stored beside a model; `test_policies_beside.py` tests them.
+BESIDE = {"hybrid", "score"}
 #: Methods that choose before the LLM; the others return a hook and are tested on a model.
-BEFORE = [name for name in methods.names() if not getattr(methods.get(name), "inside", False)]
+BEFORE = [
+    name
+    for name in methods.names()
+    if name not in BESIDE and not getattr(methods.get(name), "inside", False)
+]
 
 pytestmark = pytest.mark.parametrize("name", BEFORE)
 

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from cacovid import CrossAttentionConfig, CrossAttentionPolicy
+from cacovid import (
+    CrossAttentionConfig,
+    CrossAttentionPolicy,
+    SurpriseConfig,
+    SurprisePolicy,
+)
 from cacovid.errors import InvalidInputError, UnsupportedModelError, VideoReadError
 from cacovid.models import VideoQA, prune_inputs
 from cacovid.models import defaults as model_defaults
@@ -152,6 +157,40 @@ def test_a_policy_beside_the_model_is_used(folder, tmp_path, lab):
     assert not other.scores.token.equal(answer.scores.token)
     with pytest.raises(InvalidInputError, match=r"no policy 'cacovid:none'.*cacovid:other"):
         qa.ask(lab.clip(1), QUESTION, 0.3, method="cacovid:none")
+
+
+def test_a_second_question_on_a_video_is_not_scored_again(folder, tmp_path, lab, video):
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "model")
+    config = SurpriseConfig(hidden_size=32)
+    SurprisePolicy(config).save_pretrained(tmp_path / "model" / "policy-score")
+    qa = VideoQA.from_pretrained(tmp_path / "model", device="cpu")
+    policy = qa._chooser("score").policy
+    calls = []
+    policy.register_forward_hook(lambda *_: calls.append(1))
+
+    def ask(clip, question=QUESTION, **named):
+        named = {"method": "score", "max_new_tokens": 1} | named
+        return qa.ask(clip, question, named.pop("retention", 0.3), **named)
+
+    clip = lab.clip(1, 4)
+    first = ask(clip)
+    second = ask(clip.copy(), "which shape is moving ?", retention=0.5)
+    assert first.method == "score" and len(calls) == 1
+    assert torch.equal(first.scores.token, second.scores.token) and first.scores.frame is None
+    assert sum(second.selection.counts) == 18
+    assert set(first.selection.keep.tolist()) < set(second.selection.keep.tolist())
+    ask(lab.clip(2, 4))
+    assert len(calls) == 2  # another video
+    ask(video)
+    ask(video, "which shape is moving ?")
+    assert len(calls) == 3  # a file
+    with torch.no_grad():
+        policy.last.weight.mul_(-1.0)
+    assert not torch.equal(ask(clip).scores.token, first.scores.token) and len(calls) == 4
+    with pytest.raises(InvalidInputError, match=r"no .*policy-score; train one"):
+        VideoQA.from_pretrained(folder, device="cpu").ask(clip, QUESTION, method="score")
 
 
 def test_reading_defaults(tmp_path):

@@ -28,6 +28,7 @@ EXACT = (
     "density_peaks",
     "farthest_point",
     "frame_sample",
+    "bernoulli_sample",
 )
 
 
@@ -47,6 +48,7 @@ def _schema_arguments() -> list[tuple[str, tuple[Any, ...]]]:
         ("select_tokens", (scores, frames, *selection)),
         ("select_tokens", (scores, None, *selection)),
         ("ocss_sample", (scores, rollouts, 4, -7, 3)),
+        ("bernoulli_sample", (scores, [27, 1, 14], 4, -7, 3)),
         ("cpo_loss", (*cases_of("cpo_loss")[0].make()[0], 0.2, 0.28, 0.1)),
         ("frame_sample", (frames, frame_integers(frame_plan(grid, 0.2, 4)), 4, -7, 3)),
         ("density_peaks", (torch.randn(9, 5), 4, 3)),

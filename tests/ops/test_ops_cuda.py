@@ -29,7 +29,11 @@ def _to_device(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize(
     "case",
-    [case for op in ("select_tokens", "ocss_sample", "gather") for case in cases_of(op)],
+    [
+        case
+        for op in ("select_tokens", "ocss_sample", "bernoulli_sample", "gather")
+        for case in cases_of(op)
+    ],
     ids=lambda case: case.id,
 )
 def test_cuda_equals_reference(case: Case) -> None:
@@ -51,6 +55,7 @@ def test_nothing_waits_for_the_device() -> None:
         keep = ops.select_tokens(scores, frames, grid, 0.1, backend="cuda")
         ops.gather(rows, keep, backend="cuda")
         ops.ocss_sample(scores, grid, 0.1, 8, seed=1, backend="cuda")
+        ops.bernoulli_sample(scores, 8, seed=1, backend="cuda")
     finally:
         torch.cuda.set_sync_debug_mode(before)
 

@@ -26,6 +26,7 @@ EXACT = (
     "density_peaks",
     "farthest_point",
     "frame_sample",
+    "bernoulli_sample",
 )
 
 
@@ -113,6 +114,24 @@ def test_random_frames_equal_reference(seed: int) -> None:
     assert compiled.dtype == torch.bool and torch.equal(compiled, expected)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_random_coins_equal_reference(seed: int) -> None:
+    rng = random.Random(seed)
+    grid = _random_grid(rng)
+    kind = rng.choice(("normal", "ties", "peaked", "huge", "tiny"))
+    logits = token_scores(grid.num_tokens, kind, seed) * rng.choice((1.0, 0.1, 8.0))
+    logits = logits.clamp(-3e38, 3e38)
+    named: dict[str, Any] = {
+        "grid": rng.choice((grid, None)),
+        "seed": rng.getrandbits(64),
+        "offset": rng.choice((0, 7, 2**32 - 1, rng.getrandbits(40))),
+    }
+    rollouts = rng.choice((1, 2, 9, 40))
+    compiled = ops.bernoulli_sample(logits, rollouts, **named, backend="cpu")
+    expected = ops.bernoulli_sample(logits, rollouts, **named, backend="reference")
+    assert compiled.dtype == torch.bool and torch.equal(compiled, expected)
+
+
 def _random_rows(kind: str, count: int, width: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(count, width, generator=generator)
@@ -177,9 +196,11 @@ def test_thread_count_changes_nothing() -> None:
             torch.set_num_threads(threads)
             keep = ops.select_tokens(scores, frames, grid, 0.6, backend="cpu")
             drawn = ops.ocss_sample(scores, grid, 0.1, 8, seed=1, backend="cpu")
+            coins = ops.bernoulli_sample(scores.repeat(40), 9, seed=1, backend="cpu")
             far = ops.farthest_point(few, 40, backend="cpu")
             dense = ops.density_peaks(few, 40, backend="cpu")
-            results.append((keep, drawn, ops.gather(rows, keep, backend="cpu"), far, dense))
+            rest = ops.gather(rows, keep, backend="cpu")
+            results.append((keep, drawn, coins, rest, far, dense))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -196,6 +217,8 @@ def test_strided_inputs_are_read_right() -> None:
         assert torch.equal(keep, ops.select_tokens(scores.clone(), None, grid, 0.3))
         drawn = ops.ocss_sample(scores, grid, 0.3, 3, seed=1, backend=backend)
         assert torch.equal(drawn, ops.ocss_sample(scores.clone(), grid, 0.3, 3, seed=1))
+        coins = ops.bernoulli_sample(scores, 3, seed=1, backend=backend)
+        assert torch.equal(coins, ops.bernoulli_sample(scores.clone(), 3, seed=1))
         assert torch.equal(ops.gather(rows, keep, backend=backend), rows[keep])
         backwards = keep.repeat_interleave(2)[::2]
         assert torch.equal(ops.gather(rows, backwards, backend=backend), rows[backwards])
@@ -209,6 +232,8 @@ def test_scores_of_other_dtypes_are_used_in_float32(dtype: torch.dtype) -> None:
     assert torch.equal(keep, ops.select_tokens(scores.float(), None, grid, 0.2))
     drawn = ops.ocss_sample(scores, grid, 0.2, 4, seed=5)
     assert torch.equal(drawn, ops.ocss_sample(scores.float(), grid, 0.2, 4, seed=5))
+    coins = ops.bernoulli_sample(scores, 4, seed=5)
+    assert torch.equal(coins, ops.bernoulli_sample(scores.float(), 4, seed=5))
 
 
 def test_a_plan_that_contradicts_itself_is_refused() -> None:
@@ -225,6 +250,14 @@ def test_a_plan_that_contradicts_itself_is_refused() -> None:
         torch.ops.cacovid.frame_sample(scores, [4, 5, 1, 1], 2, 0, 0)
     with pytest.raises(ValueError, match="expected 4"):
         torch.ops.cacovid.frame_sample(scores, [4, 1, 1], 2, 0, 0)
+    for counts, rollouts, message in (
+        ([4, 0], 2, "a video has 0 tokens"),
+        ([3], 2, r"grid asks for \[3\]"),
+        ([], 2, "no video"),
+        ([4], 0, "rollouts is 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            torch.ops.cacovid.bernoulli_sample(scores, counts, rollouts, 0, 0)
     with pytest.raises(ValueError, match="token masks are not bool"):
         torch.ops.cacovid.cpo_loss(
             *[scores] * 4, *[torch.ones(2, 4)] * 2, *[torch.zeros(2)] * 2, 0.2, 0.28, 0.0

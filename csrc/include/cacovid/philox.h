@@ -8,6 +8,7 @@ namespace cacovid {
 // Numbers of the samplers in the top byte of the first counter word.
 constexpr uint32_t kOpOcss = 1;
 constexpr uint32_t kOpFrame = 2;
+constexpr uint32_t kOpBernoulli = 4;  // 3 is the method `random`
 
 struct PhiloxWords {
   uint32_t word[4];

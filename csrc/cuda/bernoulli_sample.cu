@@ -1,0 +1,78 @@
+// torch.ops.cacovid.bernoulli_sample on CUDA devices.
+#include <algorithm>
+
+#include "../common/plans.h"
+#include "cacovid/bernoulli.h"
+#include "launch.h"
+
+namespace cacovid {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int64_t kRolloutsOfAThread = 8;
+constexpr int64_t kMaxBlocksOfALaunch = 65535;  // of the grid's second dimension
+
+// A thread draws four neighbouring tokens of some rollouts; their thresholds are computed once.
+__global__ void __launch_bounds__(kThreads)
+    masks_kernel(const float* __restrict__ logits, int64_t count, int64_t first_rollout,
+                 int64_t rollouts, uint32_t item, uint64_t seed, int64_t stride,
+                 unsigned char* __restrict__ out) {
+  const int64_t block = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t token = 4 * block;
+  if (token >= count) return;
+  uint32_t thresholds[4];
+  for (int j = 0; j < 4; ++j) {
+    thresholds[j] = token + j < count ? keep_threshold(logits[token + j]) : 0u;
+  }
+  const int64_t begin = first_rollout + blockIdx.y * kRolloutsOfAThread;
+  const int64_t end = min64(begin + kRolloutsOfAThread, rollouts);
+  for (int64_t g = begin; g < end; ++g) {
+    const uint32_t bits =
+        keep_bits(thresholds, static_cast<uint32_t>(block), static_cast<uint32_t>(g), item, seed);
+    unsigned char* to = out + g * stride + token;
+    if (token + 4 <= count && reinterpret_cast<uintptr_t>(to) % 4 == 0) {
+      *reinterpret_cast<uint32_t*>(to) = bits;
+    } else {
+      for (int64_t j = 0; j < 4 && token + j < count; ++j) {
+        to[j] = static_cast<unsigned char>(bits >> (8 * j) & 1u);
+      }
+    }
+  }
+}
+
+Tensor bernoulli_sample_cuda(const Tensor& logits_in, const std::vector<int64_t>& counts,
+                             int64_t rollouts, int64_t seed, int64_t offset) {
+  const int64_t tokens = count_bernoulli(counts, rollouts);
+  const torch::stable::accelerator::DeviceGuard guard(logits_in.get_device_index());
+  const cudaStream_t stream = current_stream(logits_in);
+  const Tensor logits = contiguous_scores(logits_in, logits_in, tokens, "logits");
+  const float* z = logits.const_data_ptr<float>();
+  check_values(z, tokens, false, false, stream);
+
+  Tensor masks = torch::stable::new_empty(logits, {rollouts, tokens}, ScalarType::Bool);
+  unsigned char* out = reinterpret_cast<unsigned char*>(masks.mutable_data_ptr<bool>());
+  constexpr int64_t kOnce = kMaxBlocksOfALaunch * kRolloutsOfAThread;
+  for (size_t v = 0; v < counts.size(); ++v) {
+    const int64_t count = counts[v];
+    const uint32_t item = static_cast<uint32_t>(static_cast<uint64_t>(offset) + v);
+    const unsigned wide = static_cast<unsigned>((count + 4 * kThreads - 1) / (4 * kThreads));
+    for (int64_t g = 0; g < rollouts; g += kOnce) {
+      const int64_t now = std::min(kOnce, rollouts - g);
+      const dim3 blocks(wide,
+                        static_cast<unsigned>((now + kRolloutsOfAThread - 1) / kRolloutsOfAThread));
+      masks_kernel<<<blocks, kThreads, 0, stream>>>(z, count, g, rollouts, item,
+                                                    static_cast<uint64_t>(seed), tokens, out);
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+    }
+    z += count;
+    out += count;
+  }
+  return masks;
+}
+
+}  // namespace
+}  // namespace cacovid
+
+STABLE_TORCH_LIBRARY_IMPL(cacovid, CUDA, m) {
+  m.impl("bernoulli_sample", TORCH_BOX(&cacovid::bernoulli_sample_cuda));
+}
