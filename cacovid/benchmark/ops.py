@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cacovid import ops, reference
 from cacovid.benchmark import batched, published
+from cacovid.benchmark import self_attention as paper
 from cacovid.benchmark.cases import Case, Provider, Setting, WrongResult, agree
 from cacovid.policies import CrossAttentionConfig, CrossAttentionPolicy
 from cacovid.reference import ScoreFold
@@ -78,6 +79,49 @@ def score(tokens: int, hidden: int, s: Setting) -> Case:
         providers,
         least_bytes=tokens * hidden * size + columns.numel() * size + 4 * tokens,
         flops=2 * tokens * hidden * width,
+        check=check,
+    )
+
+
+def self_attention(tokens: int, hidden: int, s: Setting) -> Case:
+    """The paper's policy: one decoder layer over the whole prompt, and its heads."""
+    grid, policy = grid_of(tokens), paper.policy_of(hidden, s.dtype, s.device)
+    length = tokens + sum(paper.TEXT)
+    floor = paper.bare(policy, tokens)
+
+    def plain(embeds: Tensor) -> tuple[Tensor, ...]:
+        scores = policy.plain(paper.prompt_of(grid, embeds))
+        assert scores.frame is not None
+        return scores.token, scores.frame
+
+    def ours(inputs: Any) -> tuple[Tensor, ...]:
+        scores = policy(paper.prompt_of(grid, inputs[0]))
+        assert scores.frame is not None
+        return scores.token, scores.frame
+
+    def check(results: dict[str, Any], _: Any) -> None:
+        for mine, eager in zip(results["cacovid"], results["eager, plain"], strict=True):
+            # A dozen roundings to the dtype on the way, in both.
+            allowed = 16 * torch.finfo(s.dtype).eps * eager.abs().max()
+            if not bool((mine - eager).abs().max() <= allowed):
+                raise WrongResult("the policy's two forms differ by more than their precision")
+
+    providers = (
+        Provider("eager, plain", "eager", lambda i: plain(*i)),
+        *s.compile("torch.compile, plain", plain),
+        Provider("bare products", "bare", lambda _: floor()),
+        Provider("cacovid", "ours", ours),
+    )
+    weights = sum(p.numel() for p in policy.parameters())
+    return Case(
+        "self_attention",
+        tokens,
+        hidden,
+        f"I = {policy.config.intermediate_size}",
+        lambda seed: (s.randn(length, hidden, seed=seed, dtype=s.dtype),),
+        providers,
+        least_bytes=(length * hidden + weights) * s.dtype.itemsize + 4 * tokens,
+        flops=paper.flops(policy, tokens),
         check=check,
     )
 
@@ -351,6 +395,7 @@ MAKERS: dict[str, Callable[[int, int, Setting], Case]] = {
     maker.__name__: maker
     for maker in (
         score,
+        self_attention,
         select_tokens,
         gather,
         prune,
@@ -368,6 +413,9 @@ WITHOUT_HIDDEN = frozenset({"select_tokens", "ocss_sample", "cpo_loss"})
 #: Where the ways that are replaced take minutes, or more memory than there is.
 MOST_TOKENS = {"pack_rollouts": 12_544, "farthest_point": 6_272, "density_peaks": 12_544}
 
+#: Tokens times hidden size that the paper's policy is measured with on the CPU: more takes minutes.
+MOST_ON_CPU = 6_272 * 896
+
 
 def cases(
     names: tuple[str, ...], tokens: tuple[int, ...], hidden: tuple[int, ...], s: Setting
@@ -376,6 +424,8 @@ def cases(
     for name in names:
         for n in (n for n in tokens if n <= MOST_TOKENS.get(name, n)):
             for d in (0,) if name in WITHOUT_HIDDEN else hidden:
+                if name == "self_attention" and s.device.type == "cpu" and n * d > MOST_ON_CPU:
+                    continue
                 yield lambda name=name, n=n, d=d: MAKERS[name](n, d, s)  # type: ignore[misc]
 
 

@@ -12,6 +12,14 @@ from torch import Tensor, nn
 
 from cacovid.errors import InvalidInputError, UnsupportedModelError, WrongBaseModelError
 from cacovid.policies.config import PolicyConfig
+from cacovid.policies.float8 import require_float8
+from cacovid.policies.folded_layer import (
+    FoldCache,
+    FoldedWeights,
+    folded_scores,
+    is_foldable,
+    rows_of,
+)
 from cacovid.policies.storage import StoredPolicy
 from cacovid.types import Prompt, Scores
 
@@ -79,6 +87,10 @@ class SelfAttentionPolicy(StoredPolicy):
     every video token and a frame head on the mean of every frame's tokens (the mean is taken
     before the norm).
 
+    Without a gradient the folded form answers (`cacovid.policies.folded_layer`), whose weights are
+    a second copy of most of the layer, made at the first use and made anew after a change; at every
+    use once a gradient was asked for, until `eval()` is called.
+
     Args:
         config: Its shape.
     """
@@ -94,6 +106,8 @@ class SelfAttentionPolicy(StoredPolicy):
         self.layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.token_compress = _narrowing(config.hidden_size)
         self.frame_compress = _narrowing(config.hidden_size)
+        self._folds = FoldCache()
+        self._in_float8 = False
 
     @classmethod
     def from_language_model(cls, model: Any, **settings: Any) -> Self:
@@ -148,6 +162,9 @@ class SelfAttentionPolicy(StoredPolicy):
     def forward(self, prompt: Prompt) -> Scores:
         """Scores of packed prompts, each of which is read on its own.
 
+        By the folded form where no gradient is asked for, else by the plain one; by the plain one
+        too under autocast and `torch.compile`, and where layers were replaced or hooked.
+
         Args:
             prompt: The embedded prompt, or several packed ones, on the policy's device.
 
@@ -156,14 +173,21 @@ class SelfAttentionPolicy(StoredPolicy):
 
         Raises:
             WrongBaseModelError: if the prompt has another hidden size.
-            InvalidInputError: for position ids of several axes that differ.
+            InvalidInputError: for position ids of several axes that differ; for a policy in float8
+                on a device without such products.
         """
+        rows = rows_of(prompt) if self._may_fold(prompt) else None
+        if rows is None:
+            return self.plain(prompt)
+        self._check(prompt)
+        weights = self.fold()
+        rotation = _half_rotation(prompt.position_ids, self.config, weights.qkv_bias.dtype)
+        return folded_scores(weights, self.config, prompt, rows, rotation)
+
+    def plain(self, prompt: Prompt) -> Scores:
+        """The formula of ALGORITHMS 1.1 as it stands; arguments and errors as for `forward`."""
+        self._check(prompt)
         c = self.config
-        if prompt.embeds.shape[1] != c.hidden_size:
-            raise WrongBaseModelError(
-                f"the prompt has hidden size {prompt.embeds.shape[1]}; the policy is for "
-                f"{c.base_model or 'a model'} of hidden size {c.hidden_size}"
-            )
         hidden = prompt.embeds.to(self.layernorm.weight.dtype)
         rotation = _rotation(prompt.position_ids, c, hidden.dtype)
         offsets = prompt.prompt_offsets or (0, hidden.shape[0])
@@ -179,6 +203,53 @@ class SelfAttentionPolicy(StoredPolicy):
         frame = self.frame_compress(self.layernorm(frames))
         return Scores(_keep_minus_drop(token), _keep_minus_drop(frame))
 
+    def fold(self) -> FoldedWeights:
+        """The weights of the folded form as they are now; nothing is computed without a change.
+
+        A changed weight is folded into the same memory, so that a CUDA graph reads what the last
+        call of this method wrote. Changes through `weight.data` outside training are not seen: call
+        `refold`.
+
+        Raises:
+            InvalidInputError: for a policy in float8 on a device without such products.
+        """
+        if self._in_float8:
+            self._require_float8()
+        return self._folds.get(self, self._in_float8)
+
+    def refold(self) -> None:
+        """Has the weights folded again at the next use: after changes through `weight.data`."""
+        self._folds.clear()
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`; `eval()` also has the folded weights held again."""
+        if not mode:
+            self._folds.clear()
+            self._folds.hold = True
+        return super().train(mode)
+
+    def use_float8(self, enabled: bool = True) -> Self:
+        """Has inference multiply in 8 bits (e4m3, a scale for every row), or no longer.
+
+        For the products of the decoder layer, not for attention and heads; not stored with the
+        policy. Scores are a few per cent of their spread off: measure selection before relying on
+        it.
+
+        Args:
+            enabled: Whether.
+
+        Returns:
+            The policy itself.
+
+        Raises:
+            InvalidInputError: unless the policy is in bfloat16 on a GPU of compute capability 9.0
+                or more, its widths are multiples of 16, and torch has scaled products.
+        """
+        if enabled:
+            self._require_float8()
+        self._in_float8 = enabled
+        return self
+
     def head_logits(self, prompt: Prompt) -> tuple[Tensor, Tensor]:
         """Both outputs (drop, keep) of the heads: `[N, 2]` and `[F, 2]`, for comparisons."""
         kept: list[Tensor] = []
@@ -187,11 +258,40 @@ class SelfAttentionPolicy(StoredPolicy):
             for head in (self.token_compress, self.frame_compress)
         ]
         try:
-            self(prompt)
+            self.plain(prompt)
         finally:
             for hook in hooks:
                 hook.remove()
         return kept[0], kept[1]
+
+    def _may_fold(self, prompt: Prompt) -> bool:
+        if torch.compiler.is_compiling():
+            return False
+        if torch.is_grad_enabled():
+            if any(p.requires_grad for p in self.parameters()):
+                self._folds.hold = False  # an optimiser's step may follow that no version tells of
+                return False
+            if prompt.embeds.requires_grad:
+                return False
+        return is_foldable(self) and not torch.is_autocast_enabled(prompt.embeds.device.type)
+
+    def _check(self, prompt: Prompt) -> None:
+        c = self.config
+        if prompt.embeds.shape[1] != c.hidden_size:
+            raise WrongBaseModelError(
+                f"the prompt has hidden size {prompt.embeds.shape[1]}; the policy is for "
+                f"{c.base_model or 'a model'} of hidden size {c.hidden_size}"
+            )
+
+    def _require_float8(self) -> None:
+        weight, c = self.layernorm.weight, self.config
+        widths = {
+            "hidden_size": c.hidden_size,
+            "intermediate_size": c.intermediate_size,
+            "the width of all heads": c.num_attention_heads * c.head_width,
+            "the width of all key heads": c.num_key_value_heads * c.head_width,
+        }
+        require_float8(weight.device, weight.dtype, widths)
 
 
 class _DecoderLayer(nn.Module):
@@ -256,6 +356,14 @@ def _rotation(
     position_ids: Tensor, config: SelfAttentionConfig, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines `[S, width]` of the rotary embedding, computed in float64."""
+    cosine, sine = _half_rotation(position_ids, config, dtype)
+    return torch.cat((cosine, cosine), dim=1), torch.cat((sine, sine), dim=1)
+
+
+def _half_rotation(
+    position_ids: Tensor, config: SelfAttentionConfig, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Its cosines and sines `[S, width/2]`: both halves of a head turn by the same angles."""
     if position_ids.dim() == 2:
         if not bool((position_ids == position_ids[:1]).all()):
             raise InvalidInputError(
@@ -266,7 +374,6 @@ def _rotation(
     half = config.head_width // 2
     powers = torch.arange(half, device=position_ids.device, dtype=torch.float64) / half
     angles = position_ids[:, None].double() * config.rope_theta**-powers
-    angles = torch.cat((angles, angles), dim=1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 

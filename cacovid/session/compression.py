@@ -15,7 +15,7 @@ from torch import Tensor
 from cacovid import ops
 from cacovid.errors import InvalidInputError
 from cacovid.ops._registry import TABLE
-from cacovid.policies import CrossAttentionPolicy
+from cacovid.policies import CrossAttentionPolicy, SelfAttentionPolicy
 from cacovid.reference import ScoreFold
 from cacovid.reference.select_tokens import select_plan
 from cacovid.session import checks
@@ -164,6 +164,8 @@ class CompressionSession:
         with torch.no_grad(), self._lock, self._on_device():
             self._begin()
             try:
+                if isinstance(self.policy, SelfAttentionPolicy):
+                    self.policy.fold()  # into the memory that graphs read, if weights have changed
                 fold = self._folded(question, read)
                 parts = self._parts(video_embeds, position_ids, question, fold, own_grid)
                 budget = own_grid.per_video(share, "retention")
