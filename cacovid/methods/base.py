@@ -17,7 +17,8 @@ class Method(Protocol):
     Attributes:
         name: How tables and `cacovid.methods.get` call it, settings included.
         question_aware: Whether the question has a say in the choice.
-        needs: Names of the `Prompt.extras` that an adapter has to fill in.
+        needs: Names of the `Prompt.extras` that an adapter has to fill in; one with a question mark
+            behind it (`"vision_attention?"`) only where the model gives it.
     """
 
     @property

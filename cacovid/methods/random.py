@@ -37,7 +37,7 @@ class RandomMethod:
         ):
             shape = (t, h * w)
             if shape not in orders:
-                orders[shape] = _order(*shape, seed, device)
+                orders[shape] = random_order(*shape, seed, device)
             kept.append(begin + torch.sort(orders[shape][:count]).values)
         return Selection(torch.cat(kept), grid, counts)
 
@@ -49,7 +49,8 @@ class RandomMethod:
         return f"<method {self.name}>"
 
 
-def _order(frames: int, tokens: int, seed: int, device: torch.device) -> Tensor:
+def random_order(frames: int, tokens: int, seed: int, device: torch.device) -> Tensor:
+    """`[frames * tokens]` int64: all tokens of a video in the order in which they are drawn."""
     rollout = torch.zeros(1, dtype=torch.int64, device=device)
     words = draw_words(
         OP_RANDOM, torch.arange(frames, device=device), rollout, 0, tokens, seed

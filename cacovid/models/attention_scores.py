@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cacovid.errors import InvalidInputError, UnsupportedModelError
+from cacovid.models.column_means import column_means
 from cacovid.types import Prompt
 
 Queries: TypeAlias = Literal["last", "question"]
@@ -150,13 +151,11 @@ def _column_means(
         query, key = attention.q_norm(query), attention.k_norm(key)
     rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
     query, key = rotate(query.transpose(1, 2), key.transpose(1, 2), *rotary)
-    query = query[0].index_select(1, rows)
-    key = key[0].repeat_interleave(query.shape[0] // key.shape[1], dim=0)
+    query = query.index_select(2, rows)
     scale = getattr(attention, "scaling", head**-0.5)
-    logits = torch.matmul(query, key.transpose(1, 2)).float() * scale
     columns = torch.arange(length, device=rows.device)
     hidden_from = columns[None, :] > rows[:, None]
     window = getattr(attention, "sliding_window", None)
     if window is not None:
         hidden_from |= columns[None, :] <= rows[:, None] - window
-    return logits.masked_fill(hidden_from, float("-inf")).softmax(-1).mean(dim=(0, 1))
+    return column_means(query, key, scale, hidden_from)[0]

@@ -8,7 +8,7 @@ between the two (scores, selection) is the same for all models.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor, nn
@@ -46,10 +46,13 @@ class VideoFeatures:
         rows: `[R, D]`: what takes the place of the placeholders, video after video; separators
             such as LLaVA-OneVision's newline are among them.
         grid: The videos' grids, without separators.
+        extras: What methods ask of the vision tower, by the names of `Prompt.extras`: one row per
+            video token, without separators.
     """
 
     rows: Tensor
     grid: Grid
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cacovid.errors import InvalidInputError, UnsupportedModelError
-from cacovid.models.attention_scores import parse_name, received_attention
 from cacovid.models.base import EmbeddedInputs, Positions, QuestionSource, VideoFeatures
 from cacovid.models.question import locate_questions
 from cacovid.models.repack import rewrite, shorten_like_ids
+from cacovid.models.vision_extras import Caught, fill_extras, has_extras, pooled, watch_vision
 from cacovid.types import Grid, Prompt, Selection
 
 #: Inputs that are turned into embeddings and do not go on to `generate`.
@@ -77,10 +78,13 @@ class LlavaOnevisionAdapter:
             model: A `LlavaOnevisionForConditionalGeneration`, or its inner model.
             inputs: `input_ids` `[B, W]`, `pixel_values_videos` `[V, F, 3, H, W]` (or a list of
                 `[F, 3, H, W]`), and what else the processor returned.
-            needs: Names of `Prompt.extras`: `received_attention/{layer}/{last|question}`.
+            needs: Names of `Prompt.extras`: `received_attention/{layer}/{last|question}`,
+                `vision_attention`, `vision_keys`, `vision_pooling_attention`; one with a question
+                mark behind it is left out where this model does not give it.
             question: Where to find the question tokens.
             features: The videos' features from an earlier call (`EmbeddedInputs.features`); the
-                vision tower does not run then, and `pixel_values_videos` is not looked at.
+                vision tower does not run then, and `pixel_values_videos` is not looked at, unless
+                a method needs what the earlier call was not asked for.
 
         Raises:
             InvalidInputError: if an input is missing, of a wrong shape, or if placeholders and
@@ -104,8 +108,10 @@ class LlavaOnevisionAdapter:
         embeds = self.inner_model(model).get_input_embeddings()(packed_ids)
 
         begin = _now(device)
-        if features is None:
-            features = self._video_features(model, inputs)
+        if features is None or (self.has_video(inputs) and not has_extras(features, needs)):
+            with watch_vision(self.inner_model(model).vision_tower, needs) as caught:
+                features = self._video_features(model, inputs)
+            features = replace(features, extras=self._extras(model, caught))
         grid = features.grid
         images = self._image_features(model, inputs)
         seconds = _now(device) - begin
@@ -137,14 +143,7 @@ class LlavaOnevisionAdapter:
             prompt_offsets=_offsets(host_rows),
             question_offsets=question_offsets,
         )
-        for name in needs:
-            wanted = parse_name(name)
-            if wanted is None:
-                raise UnsupportedModelError(
-                    f"{type(self).__name__} does not give the extra {name!r}; it gives "
-                    f"received_attention/LAYER/last and received_attention/LAYER/question"
-                )
-            prompt.extras[name] = received_attention(model, prompt, *wanted)
+        fill_extras(model, prompt, needs, features)
         return EmbeddedInputs(
             prompt=prompt,
             inputs=inputs,
@@ -209,6 +208,12 @@ class LlavaOnevisionAdapter:
             features.append(out.flatten(0, 1))
         grid = Grid([(clip.shape[1], side, side) for clip in clips for _ in range(clip.shape[0])])
         return VideoFeatures(torch.cat(features), grid)
+
+    def _extras(self, model: nn.Module, caught: Caught) -> dict[str, Tensor]:
+        """What was caught of patches, pooled as the features are."""
+        inner: Any = self.inner_model(model)
+        vision = inner.config.vision_config
+        return pooled(caught, inner.apply_pooling, (vision.image_size // vision.patch_size) ** 2)
 
     def _image_features(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
         if inputs.get("pixel_values") is None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cacovid import methods
+from cacovid.errors import InvalidInputError
 
 
 def line(values, make, size=None, question=((1.0,),)):
@@ -16,7 +17,8 @@ def line(values, make, size=None, question=((1.0,),)):
     if rows.dim() == 1:
         rows = rows[:, None]
     size = size or (1, 1, len(rows))
-    return make.pack([rows.view(*size, -1)], [torch.tensor(question).expand(1, rows.shape[-1])])
+    words = torch.tensor(question)
+    return make.pack([rows.view(*size, -1)], [words.expand(len(words), rows.shape[-1])])
 
 
 def turned(degrees, lengths):
@@ -76,3 +78,147 @@ def test_dpc_knn(make):
     assert method.scores(prompt).token.tolist() == pytest.approx(expected, rel=1e-6)
     assert method(prompt, 2 / 6).keep.tolist() == [0, 1]
     assert method(prompt, 4 / 6).keep.tolist() == [0, 1, 2, 3]
+
+
+def test_vidcom2(make):
+    # Channel 1 varies least; on it alone rows of length 1 are +1 or -1.
+    rows = [[9.0, 1.0], [-8.0, 2.0], [5.0, -1.0], [7.0, 1.0]]
+    prompt = line(rows, make, (2, 1, 2))
+    # Signs + + | - +. Mean of the video 1/2, of the frames 1 and 0.
+    scores = methods.get("vidcom2").scores(prompt)
+
+    def kernels(squared):
+        return sum(math.exp(-squared / (2 * a)) for a in (1 / 8, 1 / 4, 1 / 2, 1, 2))
+
+    near, far = kernels(0.25), kernels(2.25)
+    expected = [-(near + kernels(0)), -(near + kernels(0)), -(far + kernels(1)),
+                -(near + kernels(1))]  # fmt: skip
+    assert scores.token.tolist() == pytest.approx(expected, rel=1e-6)
+    assert scores.frame is not None
+    assert scores.frame.tolist() == pytest.approx([-near, -(far + near) / 2], rel=1e-6)
+    # u differs by far more than 0.01: p = (0, 1). Of 2 tokens a frame at r = 1/2 the quotas are
+    # round(2 * 0.25) = 0, raised to 1, and round(2 * 0.75) = 2, half to even: one token too many.
+    # The kept one with the highest S is the first.
+    assert methods.get("vidcom2")(prompt, 0.5).keep.tolist() == [2, 3]
+    assert methods.get("vidcom2")(prompt, 0.75).keep.tolist() == [0, 2, 3]
+
+
+def test_cdpruner(make):
+    rows = [[1.0, 0.0], [2.0, 0.0], [0.6, 0.8], [0.0, 1.0]]
+    prompt = line(rows, make, question=[[3.0, 0.0], [1.0, 0.0]])
+    # Relevance 1, 1, 0.6, 0. Gains 1, 1, 0.36, 0; after the first token 0, 0, 0.36 - 0.36^2, 0.
+    method = methods.get("cdpruner")
+    assert method(prompt, 0.25).keep.tolist() == [0]
+    assert method(prompt, 0.5).keep.tolist() == [0, 2]
+    # Two dimensions are used up: the most relevant one that is left.
+    assert method(prompt, 0.75).keep.tolist() == [0, 1, 2]
+
+
+def test_cdpruner_takes_each_videos_own_question(make):
+    video = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.8, 0.6]]).view(1, 2, 2, 2)
+    questions = [torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])]
+    prompt = make.pack([video, video], questions)
+    assert methods.get("cdpruner")(prompt, 0.25).keep.tolist() == [0, 5]
+
+
+def still_and_turning(make):
+    """Four frames of two places: one does not turn, the other turns to and fro."""
+    a, b, c = [1.0, 0.0], [3.0, 0.0], [0.0, 1.0]
+    return line([a, c, b, a, a, c, b, a], make, (4, 1, 2))
+
+
+def test_prunevid_averages_what_is_still_and_tops_up(make):
+    prompt = still_and_turning(make)
+    method = methods.get("prunevid")
+    # One segment. The second place: 2 of 6 pairs are alike, the mean cosine is 1/3.
+    selection = method(prompt, 5 / 8)
+    assert selection.keep.tolist() == [0, 1, 3, 5, 7]
+    assert selection.embeds.tolist() == [[2.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]
+    # One more: an averaged one as it is. One less: the last of five equal values is cut.
+    more = method(prompt, 6 / 8)
+    assert more.keep.tolist() == [0, 1, 2, 3, 5, 7]
+    assert more.embeds[:3].tolist() == [[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]]
+    assert method(prompt, 4 / 8).keep.tolist() == [0, 1, 3, 5]
+
+
+def test_prunevid_clusters_sets_above_fourteen(make):
+    near = [1.0, -1.0, 0.0, 3.0, -3.0, 6.0, -6.0, 10.0, -19.0]
+    far = [1001.0, 999.0, 1003.0, 1000.0, 997.0, 1006.0, 994.0]
+    prompt = line([*near, *far], make, (1, 4, 4))
+    # Of 7 neighbours: 0 and 1000 have the least spread, 0+1+1+9+9+36+36 = 92 each, so that none
+    # is denser and both are at the largest distance. Means of the clusters: -9/9 and 1000.
+    selection = methods.get("prunevid")(prompt, 2 / 16)
+    assert selection.keep.tolist() == [2, 12]
+    assert selection.embeds.flatten().tolist() == [-1.0, 1000.0]
+
+
+def test_holitom(make):
+    a, b, c, d = [1.0, 0.0], [3.0, 0.0], [0.0, 1.0], [0.0, 4.0]
+    prompt = line([a, c, b, d, a, a], make, (3, 1, 2))
+    # Still: both places from frame 0 to 1, the first from 1 to 2. Frames 0-1 save 2 tokens, 0-2
+    # save 2 as well: the last frame stays alone. Averages at tokens 0 and 1.
+    attention = torch.tensor([0.5, 0.4, 0.9, 0.9, 0.1, 0.2])
+    prompt.extras["vision_attention"] = attention
+    method = methods.get("holitom")
+    selection = method(prompt, 0.5)
+    assert selection.keep.tolist() == [0, 1, 5]
+    assert selection.embeds.tolist() == [[2.0, 0.0], [0.0, 2.5], [1.0, 0.0]]
+    # Beyond both: the averaged-away token of the most attention (the first of two), as it is.
+    more = method(prompt, 5 / 6)
+    assert more.keep.tolist() == [0, 1, 2, 4, 5]
+    assert more.embeds[2].tolist() == b
+    # Below the averages: the better one.
+    assert method(prompt, 1 / 6).keep.tolist() == [0]
+
+
+def test_fastvid(make):
+    rows = [[10.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 3.0], [0.0, 4.0]]
+    prompt = line(rows, make, (1, 1, 5))
+    # One salient token (68 from the mean (2, 2); the others 5, 4, 5, 8) and one anchor: of the four
+    # others the inner two are densest (0+1+1+4), both at the largest distance, the first is taken.
+    # 1, 3 and 4 merge into it: 0.6 * 2 + 0.4 * (1 + 3 + 4) / 3.
+    selection = methods.get("fastvid")(prompt, 2 / 5)
+    assert selection.keep.tolist() == [0, 2]
+    assert selection.embeds.flatten().tolist() == pytest.approx([10.0, 0.0, 0.0, 1.2 + 3.2 / 3])
+    # Attention of the pooling head goes before the distance: 3 is salient. Of 0, 1, 2 and 4 (all
+    # four are neighbours) 2 has the least spread, 104+1+0+4; 1 has 101+0+1+9.
+    prompt.extras["vision_pooling_attention"] = torch.tensor([0.1, 0.2, 0.3, 0.9, 0.4])
+    assert methods.get("fastvid")(prompt, 2 / 5).keep.tolist() == [2, 3]
+
+
+def test_visionzip(make):
+    prompt = line([1.0, 2.0, 4.0, 8.0, 16.0, 32.0], make, (1, 1, 6))
+    prompt.extras["vision_attention"] = torch.tensor([0.1, 0.9, 0.8, 0.2, 0.7, 0.3])
+    prompt.extras["vision_keys"] = torch.ones(6, 2)
+    # round(4 * 54 / 64) = 3 dominant; of the others 0, 3, 5 the first is the target.
+    selection = methods.get("visionzip")(prompt, 4 / 6)
+    assert selection.keep.tolist() == [0, 1, 2, 4]
+    assert selection.embeds.flatten().tolist() == pytest.approx([41 / 3, 2.0, 4.0, 16.0])
+
+
+def test_visionzip_merges_by_keys(make):
+    prompt = line([float(i) for i in range(14)], make, (1, 2, 7))
+    prompt.extras["vision_attention"] = torch.arange(14.0)
+    keys = torch.zeros(14, 2)
+    keys[torch.tensor([0, 3]), 0] = torch.tensor([1.0, 5.0])
+    keys[torch.tensor([1, 2]), 1] = torch.tensor([2.0, 3.0])
+    prompt.extras["vision_keys"] = keys
+    # 10 dominant, tokens 4 to 13; of 0 to 3 the targets are 0 and 2. 3 is like 0, 1 like 2.
+    selection = methods.get("visionzip")(prompt, 12 / 14)
+    assert selection.keep.tolist() == [0, 2, *range(4, 14)]
+    assert selection.embeds.flatten().tolist() == [1.5, 1.5, *map(float, range(4, 14))]
+
+
+def test_oracle(make):
+    prompt = line([0.0] * 10, make)
+    evidence = torch.zeros(10, dtype=torch.bool)
+    evidence[torch.tensor([3, 7])] = True
+    prompt.extras["evidence"] = evidence
+    method = methods.get("oracle")
+    assert method(prompt, 0.2, seed=4).keep.tolist() == [3, 7]
+    four = [set(method(prompt, 0.4, seed=seed).keep.tolist()) for seed in range(6)]
+    assert all({3, 7} < kept for kept in four) and len(set(map(frozenset, four))) > 1
+    assert method(prompt, 0.1).keep.tolist()[0] in (3, 7)
+    del prompt.extras["evidence"]
+    with pytest.raises(InvalidInputError, match="evidence"):
+        method(prompt, 0.2)

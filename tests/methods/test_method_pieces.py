@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 from cacovid import reference
+from cacovid.methods.cdpruner import greedy_determinant
 from cacovid.methods.cosine import cosine_to_next_frame, unit_rows
 from cacovid.methods.density import density_peak_scores
 from cacovid.methods.divprune import farthest_from, loneliest
+from cacovid.methods.fastvid import merge_into
+from cacovid.methods.prunevid import cluster_means, still_positions
+from cacovid.methods.segments import Segments, by_cuts, by_gain, contiguous
 
 
 def rows_of(count, width, seed=0):
@@ -76,3 +82,117 @@ def test_the_loneliest_row_in_blocks_of_any_height():
     cosine = (rows.double() @ rows.double().T).fill_diagonal_(-2.0)
     for held in (1, 200, 1 << 20):
         assert int(loneliest(rows, held)) == int(cosine.amax(dim=1).argmin())
+
+
+def test_runs_become_segments_by_hand():
+    assert contiguous([3]) == [0, 1]
+    # 0 keeps frames 0-1 and 1 keeps 4-6. 2 joins the left, which has 2 frames to 1; the stray 0 has
+    # 3 on either side then and joins the left; 3 has only a left one.
+    assert contiguous([0, 0, 2, 0, 1, 1, 1, 3]) == [0, 4, 8]
+    # No label has a run of two: all join, from the left.
+    assert contiguous([0, 1, 0, 1]) == [0, 4]
+    # Equal neighbours: the left one takes it.
+    assert contiguous([0, 0, 2, 1, 1]) == [0, 3, 5]
+
+
+def most_saved(still):
+    """The best of all ways to cut the frames, tried one by one."""
+    frames = len(still) + 1
+    best = 0
+    for cuts in itertools.product([False, True], repeat=frames - 1):
+        bounds = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), frames]
+        best = max(best, saved_by(still, bounds))
+    return best
+
+
+def saved_by(still, bounds):
+    saved = 0
+    for begin, end in itertools.pairwise(bounds):
+        positions = still[begin : end - 1].all(dim=0).sum() if end - begin > 1 else 0
+        saved += (end - begin - 1) * int(positions)
+    return saved
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_segments_save_as_much_as_the_best_of_all(seed):
+    generator = torch.Generator().manual_seed(seed)
+    frames = 1 + seed
+    still = torch.rand(frames - 1, 6, generator=generator) < 0.75
+    segments, throughout = by_gain(still)
+    bounds = [0, *(end for _, end in segments.spans)]
+    assert bounds[-1] == frames and saved_by(still, bounds) == most_saved(still)
+    for number, (begin, end) in enumerate(segments.spans):
+        expected = still[begin : end - 1].all(dim=0) if end - begin > 1 else torch.zeros(6).bool()
+        assert throughout[number].tolist() == expected.tolist()
+
+
+def test_cuts_at_the_lowest_cosines_and_below():
+    cosines = torch.tensor([0.95, 0.99, 0.2, 0.97, 0.99, 0.98])
+    assert by_cuts(cosines, 2, 0.5).spans == [(0, 1), (1, 3), (3, 7)]
+    assert by_cuts(cosines, 0, 0.975).spans == [(0, 1), (1, 3), (3, 4), (4, 7)]
+    segments = by_cuts(cosines, 1, 0.0)
+    assert segments.of_frame.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert segments.is_first.tolist() == [True, False, False, True, False, False, False]
+    values = torch.arange(7.0)
+    assert segments.means(values).tolist() == [1.0, 4.5]
+    assert by_cuts(cosines[:0], 7, 0.9).spans == [(0, 1)]
+
+
+def test_the_greedy_determinant_takes_the_largest_at_each_step():
+    rows = unit_rows(rows_of(12, 8))
+    relevance = torch.rand(12, generator=torch.Generator().manual_seed(1))
+    kernel = (relevance[:, None] * rows).double()
+    kernel = kernel @ kernel.T
+    chosen: list[int] = []
+    for k in range(1, 7):
+        sets = {j: [*chosen, j] for j in range(12) if j not in chosen}
+        chosen.append(max(sets, key=lambda j: float(kernel[sets[j]][:, sets[j]].det())))
+        assert greedy_determinant(rows, relevance, k).tolist() == sorted(chosen)
+
+
+def test_merging_into_anchors_against_a_loop():
+    rows = rows_of(30, 4)
+    segment = torch.arange(30) // 10
+    anchor, kept = torch.tensor([2, 5, 13]), [2, 5, 13, 20, 21]
+    merged = torch.ones(30, dtype=torch.bool)
+    merged[kept] = False
+    members = {int(a): [] for a in anchor}
+    for i in range(20):
+        if i not in kept:
+            inside = [a for a in members if segment[a] == segment[i]]
+            cosines = [float(torch.cosine_similarity(rows[i], rows[a], dim=0)) for a in inside]
+            members[inside[cosines.index(max(cosines))]].append(i)
+    expected = []
+    for a, others in members.items():
+        w = max(1 / (len(others) + 1), 0.6)
+        mean = rows[others].mean(dim=0) if others else torch.zeros(4)
+        expected.append(w * rows[a] + (1 - w) * mean)
+    for held in (1, 50, 1 << 20):
+        got = merge_into(rows, anchor, merged, segment, held)
+        torch.testing.assert_close(got, torch.stack(expected))
+
+
+def test_cluster_means_against_a_loop():
+    rows = rows_of(2 * 8, 3).view(2, 8, 3)
+    inside = torch.ones(2, 8, dtype=torch.bool)
+    inside[0, 6:] = False
+    peaks = torch.zeros_like(inside)
+    peaks[0, [1, 4]] = True
+    peaks[1, 7] = True
+    got = cluster_means(rows, inside, peaks)
+    torch.testing.assert_close(got[1, 7], rows[1].mean(dim=0))
+    near = torch.cdist(rows[0, :6], rows[0, [1, 4]]).argmin(dim=1)
+    torch.testing.assert_close(got[0, 1], rows[0, :6][near == 0].mean(dim=0))
+    torch.testing.assert_close(got[0, 4], rows[0, :6][near == 1].mean(dim=0))
+    torch.testing.assert_close(cluster_means(rows, inside, peaks, held=1), got)
+
+
+def test_still_positions_are_the_mean_of_all_pairs():
+    frames = rows_of(5 * 40, 2).view(5, 40, 2)
+    frames[:4, :20] = frames[0, :20] + 0.4 * frames[:4, :20]
+    segments = Segments([0, 4, 5], frames.device)
+    unit = unit_rows(frames[:4])
+    pairs = [(unit[i] * unit[j]).sum(-1) for i, j in itertools.combinations(range(4), 2)]
+    got = still_positions(frames, segments)
+    assert got[0].tolist() == (torch.stack(pairs).mean(dim=0) > 0.8).tolist()
+    assert bool(got[0].any()) and not bool(got.all()) and not bool(got[1].any())

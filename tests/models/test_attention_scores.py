@@ -63,8 +63,8 @@ def test_embed_fills_in_what_is_needed(model, batch, tokenizer):
     embedded = adapter_for(model).embed(model, batch, needs={name})
     expected = received_attention(model, embedded.prompt, 1, "last")
     assert torch.equal(embedded.prompt.extras[name], expected)
-    with pytest.raises(UnsupportedModelError, match="'vision_keys'"):
-        adapter_for(model).embed(model, batch, needs={"vision_keys"})
+    with pytest.raises(UnsupportedModelError, match="'vision_values'"):
+        adapter_for(model).embed(model, batch, needs={"vision_values"})
     for wrong in ("received_attention/x/last", "received_attention/1/first"):
         with pytest.raises(InvalidInputError, match="is not known"):
             adapter_for(model).embed(model, batch, needs={wrong})
