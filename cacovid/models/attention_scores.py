@@ -70,7 +70,8 @@ def received_attention(
     """
     from cacovid.models.registry import adapter_for
 
-    decoder = adapter_for(model).text_model(model)
+    adapter = adapter_for(model)
+    decoder = adapter.text_model(model)
     depth = len(decoder.layers)
     if not 0 <= layer < depth:
         raise InvalidInputError(
@@ -80,7 +81,8 @@ def received_attention(
     asking[prompt.question_index] = True
     received = prompt.embeds.new_zeros(prompt.embeds.shape[0], dtype=torch.float32)
     for number, (begin, end) in enumerate(_spans(prompt)):
-        hidden, rotary, attention = _run_to_layer(decoder, prompt, begin, end, layer)
+        more = adapter.text_inputs(prompt, begin, end)
+        hidden, rotary, attention = _run_to_layer(decoder, prompt, begin, end, layer, more)
         if queries == "last":
             rows = torch.tensor([end - begin - 1], device=received.device)
         else:
@@ -100,7 +102,7 @@ def _spans(prompt: Prompt) -> Iterator[tuple[int, int]]:
 
 
 def _run_to_layer(
-    decoder: Any, prompt: Prompt, begin: int, end: int, layer: int
+    decoder: Any, prompt: Prompt, begin: int, end: int, layer: int, more: dict[str, Any]
 ) -> tuple[Tensor, tuple[Tensor, Tensor], Any]:
     """The layer's normalised inputs `[1, S, D]`, its rotary `(cos, sin)`, and its attention."""
     attention = decoder.layers[layer].self_attn
@@ -127,6 +129,7 @@ def _run_to_layer(
             attention_mask=torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device),
             position_ids=prompt.position_ids[..., begin:end].unsqueeze(-2),
             use_cache=False,
+            **more,
         )
     except _Reached:
         pass
@@ -149,8 +152,7 @@ def _column_means(
     key = attention.k_proj(hidden).view(1, length, -1, head)
     if getattr(attention, "q_norm", None) is not None:
         query, key = attention.q_norm(query), attention.k_norm(key)
-    rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-    query, key = rotate(query.transpose(1, 2), key.transpose(1, 2), *rotary)
+    query, key = _rotate(attention, query.transpose(1, 2), key.transpose(1, 2), rotary)
     query = query.index_select(2, rows)
     scale = getattr(attention, "scaling", head**-0.5)
     columns = torch.arange(length, device=rows.device)
@@ -159,3 +161,15 @@ def _column_means(
     if window is not None:
         hidden_from |= columns[None, :] <= rows[:, None] - window
     return column_means(query, key, scale, hidden_from)[0]
+
+
+def _rotate(
+    attention: Any, query: Tensor, key: Tensor, rotary: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The model's own rotation of `[1, H, S, d]` queries and keys."""
+    module = sys.modules[type(attention).__module__]
+    if hasattr(module, "apply_multimodal_rotary_pos_emb"):
+        # Old releases of transformers put the axes of M-RoPE together here.
+        sections = attention.config.rope_parameters["mrope_section"]
+        return module.apply_multimodal_rotary_pos_emb(query, key, *rotary, sections)
+    return module.apply_rotary_pos_emb(query, key, *rotary)

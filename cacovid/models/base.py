@@ -48,11 +48,27 @@ class VideoFeatures:
         grid: The videos' grids, without separators.
         extras: What methods ask of the vision tower, by the names of `Prompt.extras`: one row per
             video token, without separators.
+        deepstack: `[R, D]` for each of the decoder's first layers: what is added to the hidden
+            states behind it (Qwen3-VL).
     """
 
     rows: Tensor
     grid: Grid
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    deepstack: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the vision tower and projector made of the images beside the videos.
+
+    Args:
+        rows: `[R, D]`: what takes the place of the image placeholders.
+        deepstack: As in `VideoFeatures`.
+    """
+
+    rows: Tensor
+    deepstack: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +90,8 @@ class EmbeddedInputs:
         vision_seconds: Time spent in the vision tower.
         features: The videos' features; with them `embed` answers a further question on the same
             videos without the vision tower.
+        image_index: `[M]` int64: packed places of the image tokens; None without images.
+        image_counts: Image tokens of each prompt (host integers).
     """
 
     prompt: Prompt
@@ -86,6 +104,8 @@ class EmbeddedInputs:
     pad_id: int
     vision_seconds: float = 0.0
     features: VideoFeatures | None = None
+    image_index: Tensor | None = None
+    image_counts: tuple[int, ...] = ()
 
     @property
     def batch_size(self) -> int:
@@ -136,4 +156,13 @@ class Adapter(Protocol):
 
     def text_model(self, model: nn.Module) -> Any:
         """The decoder: has `.layers` and takes `inputs_embeds`."""
+        ...
+
+    def text_inputs(self, prompt: Prompt, begin: int, end: int) -> dict[str, Any]:
+        """What the decoder takes for packed tokens beside embeddings, mask and positions."""
+        ...
+
+    @property
+    def reads_chunks(self) -> bool:
+        """Whether `generate` may prefill what `prune` returned in chunks."""
         ...

@@ -87,10 +87,15 @@ def fixed_settings() -> dict[str, None]:
     There, the setting goes along as None: it overrules configurations, and who names it in the
     call gets Python's error for an argument given twice.
     """
+    return {"prefill_chunk_size": None} if release() < (5, 23) else {}
+
+
+def release() -> tuple[int, int]:
+    """Major and minor number of the installed transformers."""
     import transformers
 
-    release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    return {"prefill_chunk_size": None} if release < (5, 23) else {}
+    major, minor = transformers.__version__.split(".")[:2]
+    return int(major), int(minor)
 
 
 def setting(model: Any, config: Any, kwargs: Mapping[str, Any], name: str) -> Any:

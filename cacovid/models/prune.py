@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,12 +26,10 @@ VISION, SELECT = "vision", "score+select"
 
 @dataclass(frozen=True)
 class PrunedInputs:
-    """Inputs of `model.generate`, shortened, and how they came about.
+    """Inputs of `model.generate`, shortened, and how they came about: `model.generate(**p.inputs)`.
 
     Args:
-        inputs: `input_ids`, `attention_mask`, `position_ids` `[B, W]`, `inputs_embeds`
-            `[B, W, D]`, and what else was given and is not about vision. For `model.generate`;
-            with transformers before 5.23, `prefill_chunk_size=None` stands beside them.
+        prepared: What `inputs` is made of.
         selection: The kept tokens of all videos.
         scores: What the method thought of each token; None where it does not score.
         timings: Seconds by stage: `"vision"`, `"score+select"`.
@@ -38,7 +37,7 @@ class PrunedInputs:
         removed: By how much the rows (`W`) are shorter than those given.
     """
 
-    inputs: dict[str, Any]
+    prepared: dict[str, Any]
     selection: Selection
     scores: Scores | None
     timings: dict[str, float]
@@ -46,9 +45,24 @@ class PrunedInputs:
     removed: int
 
     @property
+    def inputs(self) -> dict[str, Any]:
+        """Keyword arguments of `model.generate`, as an adapter's `prune` returns them.
+
+        With transformers before 5.23, `prefill_chunk_size=None` stands beside them. Take them anew
+        for each call: `generate` changes `mm_encoder_outputs` that it is given.
+        """
+        out = dict(self.prepared)
+        encoded = out.get("mm_encoder_outputs")
+        if encoded is not None:
+            out["mm_encoder_outputs"] = {name: copy.copy(one) for name, one in encoded.items()}
+        return out
+
+    @property
     def forward_inputs(self) -> dict[str, Any]:
         """The inputs for one plain `model(...)`: `forward` takes ids or embeddings, not both."""
-        left_out = {"input_ids", *fixed_settings()}
+        left_out = set(fixed_settings())
+        if "inputs_embeds" in self.prepared:
+            left_out.add("input_ids")
         return {name: value for name, value in self.inputs.items() if name not in left_out}
 
     @property
@@ -74,11 +88,11 @@ def prune_inputs(
 
     The result goes to `model.generate(**pruned.inputs)`: greedy, sampled or beam decoding, with
     dynamic or static caches. Keeping everything gives what plain `generate` gives, token for
-    token. Chunked prefill cannot read it, and `max_length` counts the shortened prompt: use
-    `max_new_tokens`.
+    token. `max_length` counts the shortened prompt: use `max_new_tokens`. Chunked prefill reads it
+    for the Qwen families from transformers 5.23 on, and not else.
 
     Args:
-        model: A model that has an adapter (LLaVA-OneVision).
+        model: A model that has an adapter (`cacovid.models.supported_model_types()`).
         inputs: What its processor returned, on the model's device: one prompt or a padded batch,
             any number of videos per prompt.
         policy_or_method: A policy, a method, a method's name, or a policy's directory or Hub id.
@@ -99,7 +113,8 @@ def prune_inputs(
             (0, 1], NaN scores, or a question that is needed and not found.
     """
     adapter = adapter_for(model)
-    _refuse_chunks(model)
+    if not adapter.reads_chunks:
+        _refuse_chunks(model)
     method = resolve_method(policy_or_method, model)
     clock = StageClock(_device(inputs, model), on_stage)
     source = _question_source(model, method, question, tokenizer)
@@ -113,7 +128,7 @@ def prune_inputs(
     shortened = adapter.prune(embedded, selection, positions)
     clock.add(SELECT, clock.now() - begin - embedded.vision_seconds)
     return PrunedInputs(
-        inputs={**shortened, **fixed_settings()},
+        prepared={**shortened, **fixed_settings()},
         selection=selection,
         scores=scores,
         timings=clock.seconds,

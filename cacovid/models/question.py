@@ -12,6 +12,7 @@ tried, in this order:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -31,15 +32,18 @@ def locate_questions(
     placeholders: Collection[int],
     end_ids: Collection[int] = (),
     masks: Sequence[Sequence[bool]] | None = None,
+    frame_label: re.Pattern[str] | None = None,
 ) -> list[list[int]]:
     """Positions of the question's tokens in each prompt, ascending.
 
     Args:
         rows: Token ids of each prompt, without padding.
         source: What the caller gave.
-        placeholders: Ids that stand for image and video tokens.
+        placeholders: Ids that stand for image and video tokens, and the markers around these.
         end_ids: Ids that end a turn; used where no tokenizer tells the template's markers.
         masks: `source.mask` cut like `rows`.
+        frame_label: What the processor writes before the placeholders of a frame, such as a
+            timestamp, without spaces; no part of a question. Matched at the end of a text.
 
     Raises:
         InvalidInputError: if a given text is not in its prompt or cannot be looked for, if there
@@ -53,7 +57,9 @@ def locate_questions(
     else:
         markers = _markers(source.tokenizer)
         if markers is not None:
-            found = [_last_user_turn(row, source.tokenizer, markers, skip) for row in rows]
+            found = [
+                _last_user_turn(row, source.tokenizer, markers, skip, frame_label) for row in rows
+            ]
         else:
             found = [[] for _ in rows]
         found = [
@@ -135,7 +141,11 @@ def _markers(tokenizer: Any) -> tuple[int, int] | None:
 
 
 def _last_user_turn(
-    row: Sequence[int], tokenizer: Any, markers: tuple[int, int], skip: frozenset[int]
+    row: Sequence[int],
+    tokenizer: Any,
+    markers: tuple[int, int],
+    skip: frozenset[int],
+    frame_label: re.Pattern[str] | None,
 ) -> list[int]:
     begin_id, end_id = markers
     for begin in reversed([i for i, token in enumerate(row) if token == begin_id]):
@@ -144,10 +154,38 @@ def _last_user_turn(
         if body is None:
             continue
         text = [i for i in range(body, end) if row[i] not in skip]
+        if frame_label is not None:
+            text = _without_labels(row, text, tokenizer, frame_label)
         pieces = _pieces([row[i] for i in text], tokenizer)
         filled = [number for number, piece in enumerate(pieces) if piece]
         return text[filled[0] : filled[-1] + 1] if filled else []
     return []
+
+
+def _without_labels(
+    row: Sequence[int], text: Sequence[int], tokenizer: Any, label: re.Pattern[str]
+) -> list[int]:
+    """Places of a text without those of the labels that stand right before placeholders."""
+    kept: list[int] = []
+    for number, place in enumerate(text):
+        kept.append(place)
+        followed = text[number + 1] if number + 1 < len(text) else len(row)
+        if followed == place + 1:
+            continue
+        # Only back to the placeholders before; spaces have no letters.
+        begin = len(kept) - 1
+        while begin > 0 and kept[begin - 1] == kept[begin] - 1:
+            begin -= 1
+        pieces = _pieces([row[i] for i in kept[begin:]], tokenizer)
+        hit = label.search("".join(pieces))
+        if hit is not None:
+            letters = 0
+            for offset, piece in enumerate(pieces):
+                letters += len(piece)
+                if letters > hit.start():
+                    del kept[begin + offset :]
+                    break
+    return kept
 
 
 def _without_role(row: Sequence[int], begin: int, end: int, tokenizer: Any) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
 
 from torch import nn
 
@@ -57,17 +57,18 @@ def adapter_for(model: nn.Module) -> Adapter:
 
 
 def _load_built_in() -> None:
-    for load in _BUILT_IN:
-        load()
-    _BUILT_IN.clear()
+    while _BUILT_IN:
+        module, name = _BUILT_IN.pop()
+        adapter: Adapter = getattr(import_module(f"cacovid.models.{module}"), name)()
+        # An adapter that the caller registered before stays.
+        for model_type in adapter.model_types:
+            _ADAPTERS.setdefault(model_type, adapter)
 
 
-def _load_llava_onevision() -> None:
-    from cacovid.models.llava_onevision import LlavaOnevisionAdapter
-
-    # An adapter that the caller registered before stays.
-    for model_type in LlavaOnevisionAdapter.model_types:
-        _ADAPTERS.setdefault(model_type, LlavaOnevisionAdapter())
-
-
-_BUILT_IN: list[Callable[[], None]] = [_load_llava_onevision]
+#: Module and class of the adapters that come with the package.
+_BUILT_IN = [
+    ("llava_onevision", "LlavaOnevisionAdapter"),
+    ("llava_next_video", "LlavaNextVideoAdapter"),
+    ("qwen_vl", "QwenVLAdapter"),
+    ("internvl", "InternVLAdapter"),
+]

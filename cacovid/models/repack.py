@@ -70,14 +70,23 @@ def shorten(embedded: EmbeddedInputs, selection: Selection) -> ShortRows:
 
 
 def rewrite(
-    embedded: EmbeddedInputs, selection: Selection, positions: Positions
+    embedded: EmbeddedInputs,
+    selection: Selection,
+    positions: Positions,
+    *,
+    with_embeds: bool = True,
 ) -> dict[str, Tensor]:
     """`input_ids`, `attention_mask`, `position_ids` `[B, W]` and `inputs_embeds` `[B, W, D]`.
+
+    Positions of several axes become `[1 + axes, B, W]`: a text row without gaps in front, by which
+    decoders tell packed sequences apart.
 
     Args:
         embedded: The prompts.
         selection: The kept tokens; its own embeddings, where a method merged tokens, go in.
-        positions: Whether the kept tokens keep their position ids.
+        positions: Whether the kept tokens keep their position ids. Compact ones are numbered
+            anew within each prompt, over all axes: order and equality stay, gaps go.
+        with_embeds: Whether `inputs_embeds` is wanted.
 
     Raises:
         InvalidInputError: for an unknown `positions`, or a selection of other grids.
@@ -89,22 +98,40 @@ def rewrite(
         )
     rows = shorten(embedded, selection)
     prompt = embedded.prompt
-    embeds = prompt.embeds
-    if selection.embeds is not None:
-        video = prompt.video_index.index_select(0, selection.keep)
-        embeds = embeds.index_copy(0, video, selection.embeds.to(embeds))
     ids = embedded.input_ids.flatten().index_select(0, embedded.source)
     mask = rows.lay_out(torch.ones_like(ids), 0)
-    if positions == "compact":
-        position_ids = (mask.cumsum(-1) - 1).clamp_(min=0)
+    counted = (mask.cumsum(-1) - 1).clamp_(min=0)
+    if prompt.position_ids.dim() == 2:
+        axes = rows.lay_out(prompt.position_ids.T, 0).permute(2, 0, 1)
+        if positions == "compact":
+            axes = _without_gaps(axes, mask)
+        position_ids = torch.cat((counted[None], axes))
     else:
-        position_ids = rows.lay_out(prompt.position_ids, 0)
-    return {
+        kept = rows.lay_out(prompt.position_ids, 0)
+        position_ids = counted if positions == "compact" else kept
+    out = {
         "input_ids": rows.lay_out(ids, embedded.pad_id),
         "attention_mask": mask,
         "position_ids": position_ids,
-        "inputs_embeds": rows.lay_out(embeds, 0.0),
     }
+    if with_embeds:
+        embeds = prompt.embeds
+        if selection.embeds is not None:
+            video = prompt.video_index.index_select(0, selection.keep)
+            embeds = embeds.index_copy(0, video, selection.embeds.to(embeds))
+        out["inputs_embeds"] = rows.lay_out(embeds, 0.0)
+    return out
+
+
+def _without_gaps(axes: Tensor, mask: Tensor) -> Tensor:
+    """Positions `[A, B, W]` numbered by rank among all that a prompt uses on any axis, from 0."""
+    shown = mask.bool().expand_as(axes)
+    used = axes.masked_fill(~shown, torch.iinfo(axes.dtype).max).transpose(0, 1).flatten(1)
+    ordered, order = used.sort(dim=1)
+    step = torch.zeros_like(ordered)
+    step[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    ranks = torch.empty_like(ordered).scatter_(1, order, step.cumsum(1))
+    return ranks.view(axes.shape[1], axes.shape[0], -1).transpose(0, 1).masked_fill(~shown, 0)
 
 
 def shorten_like_ids(
