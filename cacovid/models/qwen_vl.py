@@ -41,7 +41,8 @@ class QwenVLAdapter(PlaceholderAdapter):
         out = inner.get_video_features(inputs["pixel_values_videos"], sizes, return_dict=True)
         merge = int(inner.config.vision_config.spatial_merge_size)
         grid = Grid([(t, h // merge, w // merge) for t, h, w in sizes.tolist()])
-        return VideoFeatures(torch.cat(tuple(out.pooler_output)), grid, _deepstack(out))
+        rows = torch.cat(tuple(out.pooler_output))
+        return VideoFeatures(rows, grid, deepstack=_deepstack(out))
 
     def image_features(self, model: nn.Module, inputs: Mapping[str, Any]) -> ImageFeatures | None:
         """All images' tokens, alike."""
