@@ -13,6 +13,7 @@ import tyro
 from cacovid.commands.ask import Ask
 from cacovid.commands.bench import Bench
 from cacovid.commands.common import Command
+from cacovid.commands.convert import Convert
 from cacovid.commands.demo import Demo
 from cacovid.commands.doctor import Doctor
 from cacovid.commands.eval import Eval
@@ -34,6 +35,7 @@ def parse(arguments: Sequence[str]) -> Command:
     commands: Any = (
         Annotated[Ask, tyro.conf.subcommand("ask")]
         | Annotated[Bench, tyro.conf.subcommand("bench")]
+        | Annotated[Convert, tyro.conf.subcommand("convert")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Doctor, tyro.conf.subcommand("doctor")]
         | Annotated[Eval, tyro.conf.subcommand("eval")]
