@@ -103,7 +103,7 @@ def _policy_tensors(files: CheckpointFiles) -> dict[str, dict[str, str]]:
     """File -> own name -> the checkpoint's name."""
     index = files.read_json(INDEX)
     if index is None:
-        names: Mapping[str, str] = dict.fromkeys(files.names(SINGLE), SINGLE)
+        names: Any = dict.fromkeys(files.names(SINGLE), SINGLE)
     else:
         names = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(names, dict):
