@@ -32,8 +32,9 @@ import torch
 import yaml
 
 from cacovid.commands.progress import steps_bar
+from cacovid.evaluation.answers import Answerer
 from cacovid.evaluation.choosers import Chooser, MethodChooser, choosers
-from cacovid.evaluation.compare import Comparison, compare
+from cacovid.evaluation.compare import Comparison, Evaluator, Result
 from cacovid.evaluation.results import markdown, result_rows, table
 from cacovid.methods import PolicyMethod
 from cacovid.models.defaults import model_location, reading_defaults
@@ -221,10 +222,18 @@ def _measure(
     questions: int,
 ) -> Comparison:  # fmt: skip
     samples = embedded_samples(split, seed, -(-questions // 8), 8)[:questions]
+    encoder = bench.reward.encoder
+    answerer = Answerer(bench.model, encoder.processor.tokenizer)
+    evaluator = Evaluator(encoder, answerer, chosen, retentions, seed)
+    done: list[Result] = []
     with steps_bar("Answering", len(samples)) as bar:
-        return compare(
-            samples, bench.reward, chosen, retentions, seed, lambda done: bar.step(done, None)
-        )
+
+        def step(result: Result) -> None:
+            done.append(result)
+            bar.step(len(done), None)
+
+        found = evaluator.run(samples, on_result=step)
+    return Comparison.of(evaluator.conditions, [found[sample.id] for sample in samples])
 
 
 def _table(args: argparse.Namespace) -> None:
@@ -321,7 +330,7 @@ def _shares(policy: Path, questions: int) -> None:
     ]
     comparison = _measure(bench, chosen, [0.25, 0.1, 0.05], "validation", 21, questions)
     rows = result_rows(comparison)
-    columns, cells = table(comparison, [0.25, 0.1, 0.05])
+    columns, cells = table(rows, [0.25, 0.1, 0.05])
     page = (
         f"# The policy's share of the budget\n\nSynthetic task, {questions} validation questions; "
         f"no public benchmark run. Made by `python bench/evidence.py shares --run "

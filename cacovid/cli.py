@@ -1,4 +1,6 @@
-"""The command line: `cacovid ask | bench | convert | demo | doctor | eval | filter | train`.
+"""The command line: `cacovid ask | bench | demo | doctor | eval | filter | overlay | report | ...`.
+
+`cacovid --help` lists all commands.
 
 Exit status: 0; 1 for an error; 2 for wrong usage; 130 when interrupted. Errors go to standard
 error, without a traceback unless `--debug` is given.

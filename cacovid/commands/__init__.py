@@ -12,6 +12,7 @@ import tyro
 
 from cacovid.commands.ask import Ask
 from cacovid.commands.bench import Bench
+from cacovid.commands.calibrate import Calibrate
 from cacovid.commands.common import Command
 from cacovid.commands.convert import Convert
 from cacovid.commands.demo import Demo
@@ -35,6 +36,7 @@ def parse(arguments: Sequence[str]) -> Command:
     commands: Any = (
         Annotated[Ask, tyro.conf.subcommand("ask")]
         | Annotated[Bench, tyro.conf.subcommand("bench")]
+        | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
         | Annotated[Convert, tyro.conf.subcommand("convert")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Doctor, tyro.conf.subcommand("doctor")]

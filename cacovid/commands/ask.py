@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import arg
 
+from cacovid.commands.asking import check_overlay, check_video, share_to_keep
 from cacovid.commands.common import (
     Command,
     UsageError,
@@ -21,7 +22,6 @@ from cacovid.commands.common import (
 )
 from cacovid.commands.loading import check_policy, load_model
 from cacovid.commands.progress import progress
-from cacovid.errors import VideoReadError
 
 #: load, read, vision, score+select, prefill, decode
 STAGES = 6
@@ -40,7 +40,9 @@ class Ask(Command):
     """The question."""
     options: Annotated[tuple[str, ...], arg(metavar="TEXT [TEXT ...]", help_behavior_hint="")] = ()
     """Answers to choose from; they are listed after the question as A, B, C …"""
-    retention: float = 0.1
+    retention: Annotated[
+        float | None, arg(metavar="SHARE", help_behavior_hint="(default: the policy's, else 0.1)")
+    ] = None
     """Share of the video's tokens to keep, above 0 and at most 1."""
     method: Annotated[
         str | None, arg(metavar="NAME", help_behavior_hint="(default: the policy, else attention)")
@@ -73,7 +75,7 @@ class Ask(Command):
             answer = qa.ask(
                 self.video,
                 self.question,
-                retention=self.retention,
+                retention=share_to_keep(qa, self.retention, self.method),
                 method=self.method,
                 options=self.options or None,
                 max_new_tokens=self.max_new_tokens,
@@ -90,7 +92,8 @@ class Ask(Command):
 
     def _check(self) -> None:
         """Refuses what can be refused before a model is loaded."""
-        check_retention(self.retention)
+        if self.retention is not None:
+            check_retention(self.retention)
         check_at_least(self.max_new_tokens, 1, "--max-new-tokens")
         if not self.question.strip():
             raise UsageError("the question is empty")
@@ -105,24 +108,9 @@ class Ask(Command):
             check_method(self.method)
         if self.policy is not None:
             check_policy(self.policy)
-        # The reader says so too, but only after the model is loaded.
-        if not self.video.exists():
-            raise VideoReadError(f"{self.video}: there is no such file")
-        if self.video.is_dir():
-            raise VideoReadError(f"{self.video} is a directory; give the path of a video file")
+        check_video(self.video)
         if self.overlay is not None:
-            self._check_overlay(self.overlay)
-
-    def _check_overlay(self, path: Path) -> None:
-        from cacovid.errors import InvalidInputError
-        from cacovid.viz import check_overlay_path
-
-        try:
-            check_overlay_path(path)
-        except InvalidInputError as error:
-            raise UsageError(f"--overlay: {error}") from None
-        if path.exists() and path.samefile(self.video):
-            raise UsageError(f"--overlay: {path} is the video itself; give another name")
+            check_overlay(self.overlay, self.video, "--overlay")
 
     def _object(self, answer: Any) -> dict[str, Any]:
         return {
@@ -130,7 +118,7 @@ class Ask(Command):
             "tokens": dict(answer.tokens),
             "seconds": {name: round(value, 6) for name, value in answer.timings.items()},
             "method": answer.method,
-            "retention": self.retention,
+            "retention": answer.retention,
         }
 
     def _print(self, answer: Any) -> None:
@@ -143,7 +131,7 @@ class Ask(Command):
         write_line(answer.text or NO_ANSWER)
         write_line()
         write_line(f"tokens   {video:,} -> {kept:,} ({100 * kept / video:.1f}%)")
-        write_line(f"method   {facts['method']}, retention {self.retention:g}")
+        write_line(f"method   {facts['method']}, retention {answer.retention:g}")
         write_line(f"seconds  {times}   all {sum(seconds.values()):.3f}")
         if self.overlay is not None:
             write_line(f"overlay  {self.overlay}")

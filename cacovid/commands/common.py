@@ -108,7 +108,8 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, section
     for number, row in enumerate(rows, start=1):
         # Text, so that square brackets in an answer are not taken for markup.
         table.add_row(*map(Text, row), end_section=bool(sections) and number % sections == 0)
-    Console(file=sys.stdout).print(table)
+    # Where nobody's window limits it, nothing is cut.
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def write_json(value: Mapping[str, Any]) -> None:

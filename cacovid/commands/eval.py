@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,138 +11,167 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from cacovid.commands.common import (
-    Command,
+    SHOWN_ROWS,
     UsageError,
     check_at_least,
     check_retention,
     show_table,
-    tell_left_out,
     write_json,
     write_line,
 )
-from cacovid.commands.progress import progress, steps_bar
+from cacovid.commands.progress import steps_bar
+from cacovid.commands.questions import QuestionsCommand, policies_of
 
 #: What is compared where nothing is said; the oracles are of the embedded task only.
 DEFAULT_METHODS = ("random", "uniform", "attention", "attention:2:question")
 EMBEDDED_METHODS = (*DEFAULT_METHODS, "blind-oracle", "oracle")
 
 
-@dataclass
-class Eval(Command):
+@dataclass(kw_only=True)
+class Eval(QuestionsCommand):
     """Compare ways of choosing tokens on the same questions.
+
+    Tells accuracy with 95% intervals (bootstrap over videos, paired against uncompressed), kept
+    share, tokens that enter the language model, agreement with the uncompressed answers, and time
+    by stage. With --output a stopped run goes on where it was, and several processes share it.
 
     Examples: cacovid eval --embedded --limit 500
 
-    cacovid eval --data questions.json --model DIR --methods random attention runs/my-policy
+    cacovid eval --data questions.csv --model DIR --methods all --output runs/mine
+
+    accelerate launch -m cacovid eval --data questions.json --model DIR --output runs/mine
     """
 
-    embedded: bool = False
-    """The embedded task's test scenes (synthetic; no public benchmark)."""
-    data: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Video-R1-style JSON, in place of --embedded."""
-    video_root: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """Where the videos of --data lie. Default: the file's folder."""
-    model: Annotated[str, arg(metavar="tiny|DIR|ID")] = "tiny"
-    """"tiny" (embedded), a directory, or a Hub id."""
-    methods: Annotated[
-        tuple[str, ...], arg(metavar="NAME [NAME ...]", help_behavior_hint="")
-    ] = ()
-    """Methods, or directories or Hub ids of policies; "cacovid" is the policy beside the model,
-    "cacovid:NAME" another one there; "oracle", "blind-oracle" and "blind-oracle-in-turn" know the
-    embedded task's truth. Default: the policies beside the model, random, uniform, attention, and
-    the oracles."""
+    methods: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]", help_behavior_hint="")] = ()
+    """Methods, or directories or Hub ids of policies; "all" is every method that can run on the
+    model; "cacovid" is the policy beside the model, "cacovid:NAME" another one there; "oracle",
+    "blind-oracle" and "blind-oracle-in-turn" know the embedded task's truth. Default: the policies
+    beside the model, random, uniform, attention, and the oracles."""
     retention: tuple[float, ...] = (0.25, 0.2, 0.15, 0.1, 0.05)
     """Shares of the tokens to keep."""
-    split: Annotated[str, arg(metavar="test|shifted|validation")] = "test"
-    """Set of the embedded task."""
-    seed: int = 0
-    """Of the embedded task's scenes, and of methods that draw."""
-    limit: int = 2000
-    """Questions at most."""
-    json: bool = False
-    """Print one JSON object on standard output, and nothing else there."""
-    device: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """Where the model runs. Default: a GPU if there is one."""
+    timed: int = 8
+    """On so many videos one question is asked once more for each method and retention, on its own,
+    and timed by stage. 0: no times."""
+    output: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Keep all answers there, and write the table (Markdown), CSV, JSON and plots; a run that was
+    stopped goes on from there."""
 
     def run(self) -> None:
         """Compares, and prints the table."""
         self._check()
-        from cacovid.commands.loading import load_model
-        from cacovid.evaluation.choosers import choosers
-        from cacovid.evaluation.compare import compare
-        from cacovid.evaluation.results import result_rows, table
+        from cacovid.evaluation.processes import Processes
+        from cacovid.evaluation.records import Records
+        from cacovid.evaluation.session import EvaluationRun
 
-        with progress(2) as shown:
-            shown.stage("model", self.model)
-            qa = load_model(self.model, None, self.device, debug=self.debug)
-            shown.stage("data")
-            samples = self._samples()
-        names = list(self.methods or self._defaults(_policies_beside(qa)))
-        chosen = choosers(names, qa.model)
-        reward = _reward(qa, frozenset().union(*(c.needs for c in chosen)))
-        with steps_bar("Answering", len(samples)) as bar:
-            comparison = compare(
-                samples, reward, chosen, self.retention, self.seed,
-                lambda done: bar.step(done, None),
-            )  # fmt: skip
-        if self.json:
-            write_json(
-                {
-                    "results": result_rows(comparison),
-                    "questions": len(samples),
-                    "model": self.model,
-                    "data": str(self.data) if self.data else f"embedded/{self.split}/{self.seed}",
-                }
+        processes = Processes()
+        if processes.count > 1 and self.output is None:
+            raise UsageError("several processes share results in a folder; give --output DIR")
+        qa, samples = self.load(processes.device(self.device))
+        run = EvaluationRun(
+            qa, samples, self.methods or self._defaults(policies_of(qa)), self.retention,
+            self.seed, self.timed, self.max_new_tokens, self.embedded,
+        )  # fmt: skip
+        run.prepare()
+        if processes.is_main:
+            for name, reason in run.left_out.items():
+                sys.stderr.write(f"left out method {name}: {reason}\n")
+        records = None
+        if self.output is not None:
+            records = Records(self.output, run.header(self.data_name), processes.rank)
+        with steps_bar("Answering", len(run.samples)) as bar:
+            comparison = run.run(
+                processes, records, lambda done: bar.step(min(done, len(run.samples)), None)
             )
-            return
-        columns, rows = table(comparison, self.retention)
-        show_table(columns, rows)
-        note = "synthetic task; no public benchmark run" if self.embedded else str(self.data)
-        write_line(f"{len(samples):,} questions ({note}); ±: half of the 95% interval")
+        processes.close()
+        if processes.is_main:
+            self._report(run, comparison)
 
     def _check(self) -> None:
-        if self.embedded == (self.data is not None):
-            raise UsageError("give either --embedded or --data FILE")
+        self.check_questions()
         for value in self.retention:
             check_retention(value)
-        check_at_least(self.limit, 1, "--limit")
-        if self.split not in ("test", "shifted", "validation"):
-            raise UsageError(f"--split is {self.split!r}; expected test, shifted or validation")
+        if len(set(self.retention)) < len(self.retention):
+            raise UsageError("--retention names a share twice; name each once")
+        check_at_least(self.timed, 0, "--timed")
+        if self.output is not None and self.output.exists() and not self.output.is_dir():
+            raise UsageError(f"--output: {self.output} is a file; expected a folder")
 
     def _defaults(self, policies: tuple[str, ...]) -> tuple[str, ...]:
         return (*policies, *(EMBEDDED_METHODS if self.embedded else DEFAULT_METHODS))
 
-    def _samples(self) -> Any:
-        from cacovid.train.data import embedded_samples
-        from cacovid.train.video_r1 import read_video_r1
+    def _report(self, run: Any, comparison: Any) -> None:
+        from cacovid.evaluation.results import DETAILS, details, result_rows, table
 
-        if self.data is None:
-            per_scene = 8
-            scenes = -(-self.limit // per_scene)
-            return embedded_samples(self.split, self.seed, scenes, per_scene)[: self.limit]
-        samples = read_video_r1(self.data, self.video_root)
-        tell_left_out(samples)
-        return samples[: self.limit]
+        rows = result_rows(comparison)
+        facts = {
+            "results": rows,
+            "questions": len(comparison.kinds),
+            "model": self.model,
+            "data": self.data_name,
+            "videos": len(set(comparison.videos)),
+            "left_out": {
+                "rows": dict(run.samples.skipped),
+                "videos": comparison.unreadable,
+                "methods": run.left_out,
+            },
+        }
+        for number, (id, reason) in enumerate(comparison.unreadable.items()):
+            if number == SHOWN_ROWS:
+                sys.stderr.write(f"and {len(comparison.unreadable) - number:,} questions more\n")
+                break
+            sys.stderr.write(f"left out question {id}: {reason}\n")
+        if self.output is not None:
+            self._write(facts)
+        if self.json:
+            write_json(facts)
+            return
+        columns, cells = table(rows, self.retention)
+        show_table(columns, cells)
+        show_table(DETAILS, details(rows))
+        for line in self._notes(facts):
+            write_line(line)
+        if self.output is not None:
+            write_line(f"written: {self.output}")
 
+    def _notes(self, facts: dict[str, Any]) -> list[str]:
+        """What the tables say, in words."""
+        left = facts["left_out"]
+        out = [
+            f"{facts['questions']:,} questions ({self.data_note}); ±: half of the 95% interval",
+            "intervals by bootstrap over videos; against 100%: paired, in points; same answers: "
+            "share of the uncompressed model's, in percent",
+        ]
+        if self.timed:
+            out.append(
+                f"times in ms, medians over {min(self.timed, facts['videos'])} questions asked on "
+                f"their own; first token: reading, vision, choosing and prefill together"
+            )
+        for what, rows in (("rows", left["rows"]), ("questions without a video", left["videos"])):
+            if rows:
+                out.append(f"left out: {len(rows):,} {what}")
+        return out
 
-def _policies_beside(qa: Any) -> tuple[str, ...]:
-    """Names of the policies in the model's directory."""
-    from cacovid.models.resolve import policies_beside
+    def _write(self, facts: dict[str, Any]) -> None:
+        from cacovid.evaluation.plots import draw_pareto
+        from cacovid.evaluation.records import write_text
+        from cacovid.evaluation.results import DETAILS, csv_text, details, markdown, table
 
-    return tuple(policies_beside(Path(qa.model.name_or_path)))
-
-
-def _reward(qa: Any, needs: frozenset[str]) -> Any:
-    from cacovid.train.data import read_sample_frames
-    from cacovid.train.encoding import SampleEncoder
-    from cacovid.train.rewards import LocalReward, freeze
-
-    reading = qa.reading
-    encoder = SampleEncoder(
-        freeze(qa.model),
-        qa.processor,
-        lambda sample: read_sample_frames(sample, reading.max_frames, reading.fps),
-        cached_videos=2,
-        needs=needs,
-    )
-    return LocalReward(encoder, free_text="generate")
+        assert self.output is not None
+        rows = facts["results"]
+        page = "\n".join(
+            [
+                f"# {self.model} on {facts['data']}",
+                "",
+                "\n".join(f"- {line}" for line in self._notes(facts)),
+                "",
+                markdown(*table(rows, self.retention)),
+                markdown(DETAILS, details(rows)),
+            ]
+        )
+        write_text(self.output / "results.md", page)
+        write_text(self.output / "results.csv", csv_text(rows))
+        write_text(self.output / "results.json", json.dumps(facts, indent=1) + "\n")
+        title = f"{self.model} on {facts['data']}, {facts['questions']:,} questions"
+        if self.embedded:
+            title += " (synthetic task; no public benchmark run)"
+        draw_pareto(rows, title, self.output)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from cacovid.errors import InvalidInputError
-from cacovid.methods import Method
-from cacovid.models.prune import select
+from cacovid import methods
+from cacovid.errors import CacovidError, InvalidInputError
+from cacovid.methods import Method, ScoredMethod
+from cacovid.models.prune import check_selection
 from cacovid.models.resolve import resolve_method
 from cacovid.synthetic import make_scene
 from cacovid.synthetic.questions import Question
 from cacovid.synthetic.tiny.choices import Choice, any_object, asked_object, every_object
 from cacovid.train.encoding import PreparedSample
+from cacovid.types import Prompt, Scores, Selection
 
 #: What knows the truth of the embedded task, by the names that the command line takes.
 ORACLES: dict[str, Choice] = {
@@ -24,6 +27,19 @@ ORACLES: dict[str, Choice] = {
     "blind-oracle": any_object,
     "blind-oracle-in-turn": every_object,
 }
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a chooser keeps of one sample.
+
+    Args:
+        selection: The kept tokens.
+        scores: What it thinks of each token; None where it does not score.
+    """
+
+    selection: Selection
+    scores: Scores | None = None
 
 
 class Chooser(Protocol):
@@ -39,8 +55,10 @@ class Chooser(Protocol):
         """Names of the `Prompt.extras` that it needs."""
         ...
 
-    def __call__(self, prepared: PreparedSample, retention: float, seed: int) -> Tensor:
-        """`[N]` bool: the kept tokens."""
+    def __call__(
+        self, prepared: PreparedSample, retentions: Sequence[float], seed: int
+    ) -> list[Chosen]:
+        """What is kept at each retention."""
         ...
 
 
@@ -61,10 +79,27 @@ class MethodChooser:
         """Names of the `Prompt.extras` that it needs."""
         return self.method.needs
 
-    def __call__(self, prepared: PreparedSample, retention: float, seed: int) -> Tensor:
-        """`[N]` bool: the kept tokens."""
-        selection, _ = select(self.method, prepared.prompt, retention, seed=seed)
-        return selection.mask()
+    def __call__(
+        self, prepared: PreparedSample, retentions: Sequence[float], seed: int
+    ) -> list[Chosen]:
+        """What is kept at each retention; a method that scores does so once.
+
+        Raises:
+            InvalidInputError: for NaN scores, or another number of tokens than the budget.
+        """
+        prompt, method = prepared.prompt, self.method
+        if isinstance(method, ScoredMethod):
+            scores = method.scores(prompt, seed=seed)
+            return [self._checked(method.select(scores, prompt, r), scores, prompt, r)
+                    for r in retentions]  # fmt: skip
+        found = method.scores(prompt, seed=seed)
+        return [self._checked(method(prompt, r, seed=seed), found, prompt, r) for r in retentions]
+
+    def _checked(
+        self, selection: Selection, scores: Scores | None, prompt: Prompt, retention: float
+    ) -> Chosen:
+        check_selection(self.method, prompt, retention, selection, scores)
+        return Chosen(selection, scores)
 
 
 @dataclass
@@ -80,8 +115,10 @@ class OracleChooser:
     name: str
     needs: frozenset[str] = frozenset()
 
-    def __call__(self, prepared: PreparedSample, retention: float, seed: int) -> Tensor:
-        """`[N]` bool: the kept tokens.
+    def __call__(
+        self, prepared: PreparedSample, retentions: Sequence[float], seed: int
+    ) -> list[Chosen]:
+        """What is kept at each retention.
 
         Raises:
             InvalidInputError: for a sample that is no scene of the embedded task.
@@ -92,21 +129,21 @@ class OracleChooser:
                 f"{self.name} knows the embedded task only; leave it out with --data"
             )
         ref = sample.scene
+        scene = make_scene(ref.split, ref.seed, ref.index)
         evidence = np.array(sample.evidence, dtype=np.int64)
         question = Question(sample.kind, sample.problem, sample.solution, (), (), evidence)
-        keep = self.choice(
-            make_scene(ref.split, ref.seed, ref.index),
-            question,
-            grid.budgets(retention)[0],
-            np.random.default_rng(seed),
-        )
-        mask = torch.zeros(grid.num_tokens, dtype=torch.bool)
-        mask[torch.from_numpy(keep)] = True
-        return mask.to(prepared.prompt.embeds.device)
+        device = prepared.prompt.embeds.device
+        chosen = []
+        for retention in retentions:
+            (count,) = grid.budgets(retention)
+            keep = self.choice(scene, question, count, np.random.default_rng(seed))
+            kept = torch.from_numpy(np.sort(keep)).to(device)
+            chosen.append(Chosen(Selection(kept, grid, (count,))))
+        return chosen
 
 
 def choosers(
-    names: list[str], model: nn.Module, policies: dict[str, Any] | None = None
+    names: Sequence[str], model: nn.Module, policies: Mapping[str, Any] | None = None
 ) -> list[Chooser]:
     """Choosers by name.
 
@@ -117,13 +154,49 @@ def choosers(
         policies: Policies or methods that have a name here.
 
     Raises:
-        InvalidInputError: for a name that is none of these.
+        InvalidInputError: for a name that is none of these, or that stands twice.
     """
     policies = policies or {}
     made: list[Chooser] = []
     for name in names:
+        if any(chooser.name == name for chooser in made):
+            raise InvalidInputError(f"method {name!r} is named twice; name it once")
         if name in ORACLES:
             made.append(OracleChooser(ORACLES[name], name))
         else:
             made.append(MethodChooser(resolve_method(policies.get(name, name), model), name))
     return made
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """Which methods run on a model.
+
+    Args:
+        names: Those that do.
+        left_out: The others, each with the reason.
+    """
+
+    names: tuple[str, ...]
+    left_out: dict[str, str]
+
+
+def runnable(model: nn.Module, try_out: Any, names: Sequence[str] | None = None) -> Runnable:
+    """Tries every registered method on a model.
+
+    Args:
+        model: The model.
+        try_out: Called with each chooser; raises what the chooser raises.
+        names: What to try; default: `cacovid.methods.names()`.
+    """
+    works: list[str] = []
+    left_out: dict[str, str] = {}
+    for name in methods.names() if names is None else names:
+        try:
+            (chooser,) = choosers([name], model)
+            try_out(chooser)
+        except (CacovidError, NotImplementedError) as error:
+            left_out[name] = str(error) or type(error).__name__
+        else:
+            works.append(name)
+    return Runnable(tuple(works), left_out)

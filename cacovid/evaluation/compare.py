@@ -1,39 +1,75 @@
-"""Every chooser at every retention on the same questions, one forward per question."""
+"""Every chooser at every retention on the same questions, the questions of a video together."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
+from cacovid.errors import VideoReadError
+from cacovid.evaluation.answers import Answerer, Reply, Request, same_answer
 from cacovid.evaluation.choosers import Chooser
 from cacovid.train.data import TrainingSample
-from cacovid.train.rewards import RewardBackend
+from cacovid.train.encoding import PreparedSample, SampleEncoder
+from cacovid.types import Grid, Selection
 
 #: The row that keeps everything.
 UNCOMPRESSED = "uncompressed"
 
+#: Questions of one video that are answered together; more would only cost memory.
+TOGETHER = 16
+
+#: Seconds by stage of one question, for each condition.
+Times = tuple[dict[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one question gave.
+
+    Args:
+        id: The question's.
+        kind: Its finer type.
+        video: Its video; questions on one video have the same.
+        replies: One per condition; empty where the video cannot be read.
+        seconds: By stage, one per condition; empty where the question was not timed.
+        unreadable: Why the video cannot be read.
+    """
+
+    id: str
+    kind: str
+    video: str
+    replies: tuple[Reply, ...] = ()
+    seconds: Times = ()
+    unreadable: str = ""
+
 
 @dataclass
 class Condition:
-    """One row of a comparison.
+    """One row of a comparison: a method at a retention.
 
     Args:
         method: The chooser's name.
         retention: Share of the tokens kept.
         marks: One per question.
-        tokens: Kept tokens per question.
-        seconds: Seconds of scoring and choosing, per question.
+        tokens: Kept video tokens per question.
+        shares: Kept share of the video tokens per question.
+        entering: Tokens that entered the language model, per question.
+        same: Whether the answer was the uncompressed model's, per question.
+        seconds: By stage, one per timed question.
     """
 
     method: str
     retention: float
     marks: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+    entering: list[int] = field(default_factory=list)
+    same: list[bool] = field(default_factory=list)
+    seconds: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def accuracy(self) -> float:
@@ -43,15 +79,19 @@ class Condition:
 
 @dataclass
 class Comparison:
-    """All rows, and each question's type.
+    """All rows, and what each question was.
 
     Args:
         conditions: The rows; the first is uncompressed.
         kinds: Type of each question.
+        videos: Video of each question.
+        unreadable: Questions whose video cannot be read, with the reason; they are in no row.
     """
 
     conditions: list[Condition]
     kinds: list[str]
+    videos: list[str] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     def find(self, method: str, retention: float) -> Condition:
         """The row of a method at a retention."""
@@ -60,44 +100,167 @@ class Comparison:
                 return condition
         raise KeyError((method, retention))
 
+    @classmethod
+    def of(cls, conditions: Iterable[tuple[str, float]], results: Iterable[Result]) -> Comparison:
+        """Puts the questions' results together.
 
-@torch.no_grad()
-def compare(
-    samples: Sequence[TrainingSample],
-    reward: RewardBackend,
-    choosers: Sequence[Chooser],
-    retentions: Sequence[float],
-    seed: int = 0,
-    on_sample: Callable[[int], None] = lambda done: None,
-) -> Comparison:
-    """Marks the answers of every chooser at every retention.
+        Args:
+            conditions: `(method, retention)` of the replies, the first uncompressed.
+            results: In the order of the questions.
+
+        Raises:
+            VideoReadError: if none of the videos can be read.
+        """
+        out = cls([Condition(method, retention) for method, retention in conditions], [])
+        for result in results:
+            if result.unreadable:
+                out.unreadable[result.id] = result.unreadable
+                continue
+            out.kinds.append(result.kind)
+            out.videos.append(result.video)
+            full = result.replies[0]
+            for row, reply in zip(out.conditions, result.replies, strict=True):
+                row.marks.append(reply.mark)
+                row.tokens.append(reply.tokens)
+                row.shares.append(reply.tokens / full.tokens)
+                row.entering.append(reply.entering)
+                row.same.append(same_answer(reply.answer, full.answer))
+            for row, times in zip(out.conditions, result.seconds, strict=False):
+                row.seconds.append(times)
+        if out.unreadable and not out.kinds:
+            reason = next(iter(out.unreadable.values()))
+            raise VideoReadError(f"none of the videos can be read: {reason}")
+        return out
+
+
+def conditions_of(
+    choosers: Sequence[Chooser], retentions: Sequence[float]
+) -> list[tuple[str, float]]:
+    """`(method, retention)` of all rows, the first uncompressed."""
+    return [(UNCOMPRESSED, 1.0), *((c.name, float(r)) for c in choosers for r in retentions)]
+
+
+def by_video(samples: Sequence[TrainingSample], most: int = TOGETHER) -> list[list[int]]:
+    """Numbers of the samples on one video, at most `most` together, in the data's order."""
+    found: dict[str, list[int]] = {}
+    for number, sample in enumerate(samples):
+        found.setdefault(sample.video_key, []).append(number)
+    return [
+        numbers[begin : begin + most]
+        for numbers in found.values()
+        for begin in range(0, len(numbers), most)
+    ]
+
+
+class Evaluator:
+    """Answers questions under all conditions.
 
     Args:
-        samples: The questions.
-        reward: Marks answers from kept tokens; prepares samples with the choosers' needs.
+        encoder: Reads and embeds the questions; has the extras that the choosers need.
+        answerer: Answers.
         choosers: What is compared.
         retentions: Shares of the tokens kept, each in (0, 1].
-        seed: Question `i` is drawn with `seed * 1_000_003 + i`.
-        on_sample: Called with the number of questions done.
+        seed: Question `i` of the data is drawn with `seed * 1_000_003 + i`.
+        time: Gives the seconds by stage of one question for each condition; None: nothing is
+            timed.
     """
-    rows = [Condition(UNCOMPRESSED, 1.0)]
-    rows += [Condition(c.name, r) for c in choosers for r in retentions]
-    for number, sample in enumerate(samples):
-        prepared = reward.prepare(sample)
-        count = prepared.prompt.grid.num_tokens
-        masks = [torch.ones(count, dtype=torch.bool, device=prepared.prompt.embeds.device)]
-        rows[0].seconds.append(0.0)
-        places = iter(rows[1:])
-        for chooser in choosers:
-            for retention in retentions:
-                begin = time.perf_counter()
-                masks.append(chooser(prepared, retention, seed * 1_000_003 + number))
-                next(places).seconds.append(time.perf_counter() - begin)
-        read = torch.stack(masks)
-        marks = reward(prepared, read).correct.tolist()
-        kept = read.sum(dim=1).tolist()
-        for row, value, tokens in zip(rows, marks, kept, strict=True):
-            row.marks.append(value)
-            row.tokens.append(tokens)
-        on_sample(number + 1)
-    return Comparison(rows, [sample.kind for sample in samples])
+
+    def __init__(
+        self,
+        encoder: SampleEncoder,
+        answerer: Answerer,
+        choosers: Sequence[Chooser],
+        retentions: Sequence[float],
+        seed: int = 0,
+        time: Callable[[TrainingSample, int], Times] | None = None,
+    ) -> None:
+        self.encoder = encoder
+        self.answerer = answerer
+        self.choosers = choosers
+        self.retentions = retentions
+        self.seed = seed
+        self.time = time
+
+    @property
+    def conditions(self) -> list[tuple[str, float]]:
+        """`(method, retention)` of all rows, the first uncompressed."""
+        return conditions_of(self.choosers, self.retentions)
+
+    def run(
+        self,
+        samples: Sequence[TrainingSample],
+        *,
+        done: Mapping[str, Result] | None = None,
+        timed: int = 0,
+        share: tuple[int, int] = (0, 1),
+        on_result: Callable[[Result], Any] = lambda result: None,
+    ) -> dict[str, Result]:
+        """Results by the questions' ids.
+
+        Args:
+            samples: All questions.
+            done: Results of an earlier run; those questions are not asked again.
+            timed: So many videos' first questions are timed, each on its own.
+            share: `(rank, processes)`: this process takes every `processes`-th video.
+            on_result: Called with each new result of this process.
+        """
+        found = dict(done or {})
+        groups = by_video(samples)
+        to_time = {numbers[0] for numbers in groups[:timed]} if self.time is not None else set()
+        for numbers in groups[share[0] :: share[1]]:
+            left = [n for n in numbers if samples[n].id not in found]
+            for result in self._group(samples, left, to_time):
+                found[result.id] = result
+                on_result(result)
+        return found
+
+    @torch.no_grad()
+    def _group(
+        self, samples: Sequence[TrainingSample], numbers: Sequence[int], to_time: Collection[int]
+    ) -> list[Result]:
+        prepared: list[PreparedSample] = []
+        times: dict[int, Times] = {}
+        try:
+            for number in numbers:
+                prepared.append(self.encoder(samples[number]))
+                if number in to_time and self.time is not None:
+                    times[number] = self.time(samples[number], self._seed_of(number))
+        except VideoReadError as error:
+            return [_result(samples[n], unreadable=str(error)) for n in numbers]
+        requests = [
+            Request(one, selection)
+            for one, number in zip(prepared, numbers, strict=True)
+            for selection in self._selections(one, number)
+        ]
+        replies = self.answerer(requests)
+        width = len(self.conditions)
+        return [
+            _result(
+                samples[number],
+                replies=tuple(replies[place * width : (place + 1) * width]),
+                seconds=times.get(number, ()),
+            )
+            for place, number in enumerate(numbers)
+        ]
+
+    def _seed_of(self, number: int) -> int:
+        return self.seed * 1_000_003 + number
+
+    def _selections(self, prepared: PreparedSample, number: int) -> list[Selection]:
+        everything = keep_all(prepared.prompt.grid, prepared.prompt.embeds.device)
+        chosen = [
+            one.selection
+            for chooser in self.choosers
+            for one in chooser(prepared, self.retentions, self._seed_of(number))
+        ]
+        return [everything, *chosen]
+
+
+def keep_all(grid: Grid, device: torch.device) -> Selection:
+    """The selection of all tokens."""
+    keep = torch.arange(grid.num_tokens, device=device)
+    return Selection(keep, grid, grid.tokens_per_video)
+
+
+def _result(sample: TrainingSample, **found: Any) -> Result:
+    return Result(sample.id, sample.kind, sample.video_key, **found)

@@ -1,29 +1,38 @@
-"""A comparison as rows, a table and a page."""
+"""A comparison as rows, tables, CSV and a page."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from cacovid.evaluation.compare import Comparison, Condition
-from cacovid.synthetic.tiny.evaluate import interval
+from cacovid.evaluation.statistics import Bootstrap
+from cacovid.evaluation.trials import STAGES, first_token
 
 
 def result_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """One dictionary per row, as `cacovid eval --json` prints them.
 
-    `low` and `high`: 95% interval of the accuracy by bootstrap over questions. `against`: the
-    difference to uncompressed, paired, with its own interval. `seconds`: median time of scoring
-    and choosing.
+    - `accuracy`, and `low` and `high`, its 95% interval by bootstrap over videos;
+    - `against`: the difference to uncompressed, paired, with its own interval;
+    - `tokens`: mean kept video tokens; `share`: mean kept share of them; `entering`: mean tokens
+      that enter the language model, text included;
+    - `agreement`: share of answers that are the uncompressed model's;
+    - `seconds`: medians by stage over the timed questions (empty without any): `read`, `vision`,
+      `compress`, `prefill`, `decode`, and `first_token`, all but the last together;
+    - `by_type`: accuracy of each question type.
     """
     full = np.array(comparison.conditions[0].marks)
+    drawn = Bootstrap(comparison.videos)
     rows = []
     for condition in comparison.conditions:
         marks = np.array(condition.marks)
-        low, high = interval(marks)
-        below, above = interval(marks, full)
+        low, high = drawn.interval(marks)
+        below, above = drawn.interval(marks - full)
         rows.append(
             {
                 "method": condition.method,
@@ -37,11 +46,24 @@ def result_rows(comparison: Comparison) -> list[dict[str, Any]]:
                     "high": above,
                 },
                 "tokens": float(np.mean(condition.tokens)),
-                "seconds": {"score+select": float(np.median(condition.seconds))},
+                "share": float(np.mean(condition.shares)),
+                "entering": float(np.mean(condition.entering)),
+                "agreement": float(np.mean(condition.same)),
+                "seconds": median_seconds(condition),
                 "by_type": by_type(comparison, condition),
             }
         )
     return rows
+
+
+def median_seconds(condition: Condition) -> dict[str, float]:
+    """Medians by stage over the timed questions, and of the time to the first token."""
+    timed = condition.seconds
+    if not timed:
+        return {}
+    out = {stage: float(np.median([t.get(stage, 0.0) for t in timed])) for stage in STAGES}
+    out["first_token"] = float(np.median([first_token(t) for t in timed]))
+    return out
 
 
 def by_type(comparison: Comparison, condition: Condition) -> dict[str, float]:
@@ -51,23 +73,77 @@ def by_type(comparison: Comparison, condition: Condition) -> dict[str, float]:
     return {str(kind): float(marks[kinds == kind].mean()) for kind in sorted(set(kinds)) if kind}
 
 
-def table(comparison: Comparison, retentions: Sequence[float]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows: methods down, retentions across, accuracy with half its interval."""
-    columns = ["method", *(f"{r:.0%}" for r in (1.0, *retentions))]
-    names = list(dict.fromkeys(c.method for c in comparison.conditions[1:]))
-    full = _cell(comparison.conditions[0])
-    return columns, [
-        [name, full, *(_cell(comparison.find(name, r)) for r in retentions)] for name in names
-    ]
+def table(
+    rows: Sequence[dict[str, Any]], retentions: Sequence[float]
+) -> tuple[list[str], list[list[str]]]:
+    """Columns and cells: methods down, retentions across, accuracy with half its interval."""
+    by = {(row["method"], row["retention"]): row for row in rows}
+    columns = ["method", *(f"{r:.4g}%" for r in (100.0, *(100 * r for r in retentions)))]
+    names = list(dict.fromkeys(row["method"] for row in rows[1:]))
+    full = _cell(rows[0])
+    return columns, [[name, full, *(_cell(by[name, r]) for r in retentions)] for name in names]
 
 
-def _cell(condition: Condition) -> str:
-    marks = np.array(condition.marks)
-    low, high = interval(marks)
-    return f"{100 * condition.accuracy:.1f} ±{50 * (high - low):.1f}"
+#: Headings of `details`.
+DETAILS = (
+    "method", "kept (tokens)", "accuracy", "against 100%", "same answers", "tokens in",
+    "compress", "prefill", "decode", "first token",
+)  # fmt: skip
+
+
+def details(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Cells of the long table, under `DETAILS`: one line per condition, times in milliseconds."""
+    lines = []
+    for row in rows:
+        against, seconds = row["against"], row["seconds"]
+        times = [
+            f"{1000 * seconds[name]:.1f}" if seconds else "–"
+            for name in ("compress", "prefill", "decode", "first_token")
+        ]
+        difference = (
+            f"{100 * against['difference']:+.1f} "
+            f"[{100 * against['low']:+.1f}, {100 * against['high']:+.1f}]"
+        )
+        lines.append(
+            [
+                row["method"],
+                f"{100 * row['retention']:.4g}% ({row['tokens']:,.0f})",
+                _cell(row),
+                difference if row is not rows[0] else "–",
+                f"{100 * row['agreement']:.1f}",
+                f"{row['entering']:,.0f}",
+                *times,
+            ]
+        )
+    return lines
+
+
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    """All figures as CSV, one line per condition; nested ones have names joined by a full stop."""
+    flat = [_flat(row) for row in rows]
+    columns = list(dict.fromkeys(name for row in flat for name in row))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return buffer.getvalue()
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _cell(row: dict[str, Any]) -> str:
+    return f"{100 * row['accuracy']:.1f} ±{50 * (row['high'] - row['low']):.1f}"
+
+
+def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            out |= _flat(value, f"{prefix}{name}.")
+        else:
+            out[prefix + name] = value
+    return out

@@ -1,11 +1,18 @@
-"""Which settings of `generate` an attached model takes."""
+"""`generate` on pruned prompts: timed by stage, and which settings an attached model takes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from cacovid.errors import UnsupportedModelError
+from cacovid.models.timing import StageClock
+
+#: Stages of `generate`: up to the first token, and from there.
+PREFILL, DECODE = "prefill", "decode"
 
 #: Cache implementations that grow with the sequence.
 _GROWING = (None, "dynamic", "dynamic_full", "offloaded")
@@ -107,3 +114,47 @@ def setting(model: Any, config: Any, kwargs: Mapping[str, Any], name: str) -> An
         if value is not None:
             return value
     return None
+
+
+def generate_timed(
+    model: Any, tokenizer: Any, inputs: Mapping[str, Any], clock: StageClock, max_new_tokens: int
+) -> str:
+    """The greedy answer to one prompt; its time goes to the stages `prefill` and `decode`.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        inputs: As `PrunedInputs.inputs`, of one prompt.
+        clock: Gets the seconds.
+        max_new_tokens: The longest answer, in tokens.
+
+    Returns:
+        The answer's text, without special tokens and space around it.
+    """
+    first = _FirstToken(clock)
+    clock.announce(PREFILL)
+    begin = clock.now()
+    out = model.generate(
+        **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
+        stopping_criteria=[first],
+    )  # fmt: skip
+    end = clock.now()
+    prefilled = first.seconds if first.seconds is not None else end
+    clock.add(PREFILL, prefilled - begin)
+    clock.add(DECODE, end - prefilled)
+    new = out[0, inputs["input_ids"].shape[1] :]
+    return tokenizer.decode(new, skip_special_tokens=True).strip()
+
+
+class _FirstToken:
+    """A stopping criterion that stops nothing and notes when the first token was there."""
+
+    def __init__(self, clock: StageClock) -> None:
+        self._clock = clock
+        self.seconds: float | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        if self.seconds is None:
+            self.seconds = self._clock.now()
+            self._clock.announce(DECODE)
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)

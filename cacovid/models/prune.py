@@ -145,8 +145,21 @@ def select(
     Raises:
         InvalidInputError: for NaN scores, or another number of tokens than the budget.
     """
-    budgets = prompt.grid.budgets(retention)
+    prompt.grid.budgets(retention)  # refuses a retention before anything is scored
     selection, scores = score_and_select(method, prompt, retention, seed=seed)
+    check_selection(method, prompt, retention, selection, scores)
+    return selection, scores
+
+
+def check_selection(
+    method: Method, prompt: Prompt, retention: PerVideo, selection: Selection, scores: Scores | None
+) -> None:
+    """Refuses scores and selections that nothing may be pruned by.
+
+    Raises:
+        InvalidInputError: for NaN scores, or another number of tokens than the budget.
+    """
+    budgets = prompt.grid.budgets(retention)
     if scores is not None:
         for name, values in (("token", scores.token), ("frame", scores.frame)):
             if values is not None and bool(torch.isnan(values).any()):
@@ -159,7 +172,6 @@ def select(
             f"method {method.name!r} kept {selection.counts} tokens of the videos; the budget is "
             f"exactly {budgets}"
         )
-    return selection, scores
 
 
 def _question_source(

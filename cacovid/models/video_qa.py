@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from cacovid.errors import InvalidInputError
 from cacovid.methods import Method
 from cacovid.models.defaults import ReadingDefaults, model_location, reading_defaults
+from cacovid.models.generation import generate_timed
+from cacovid.models.inputs import video_inputs
 from cacovid.models.processing import load_processor
-from cacovid.models.prune import PrunedInputs, prune_inputs
+from cacovid.models.prune import prune_inputs
 from cacovid.models.registry import adapter_for, supported_model_types
 from cacovid.models.resolve import BESIDE, policies_beside, resolve_method
 from cacovid.models.score_memory import ScoreMemory, video_key
@@ -24,10 +26,13 @@ from cacovid.models.storage import load_whole
 from cacovid.models.timing import StageClock
 from cacovid.types import Grid, Scores, Selection
 
-READ, PREFILL, DECODE = "read", "prefill", "decode"
+READ = "read"
 
 #: What chooses the tokens where there is no policy.
 DEFAULT_METHOD = "attention"
+
+#: Share of the tokens where nothing says one.
+DEFAULT_RETENTION = 0.25
 
 #: Shown to people in place of an answer without text.
 NO_ANSWER = "(the model said nothing)"
@@ -159,7 +164,7 @@ class VideoQA:
         self,
         video: str | PathLike[str] | np.ndarray | Tensor,
         question: str,
-        retention: float = 0.25,
+        retention: float | None = None,
         *,
         method: Any = None,
         options: Sequence[str] | None = None,
@@ -173,7 +178,8 @@ class VideoQA:
             video: A file, or uint8 frames `[F, H, W, 3]` (of more frames than the model is shown,
                 evenly spaced ones are taken).
             question: The question.
-            retention: Share of the video tokens to keep, in (0, 1].
+            retention: Share of the video tokens to keep, in (0, 1]; None: the policy's own
+                (`cacovid calibrate`), else 0.25.
             method: What chooses the tokens, for this question only; as `policy` above. A name is
                 looked up once.
             options: Options of a multiple choice, written below the question as A., B., ...
@@ -187,12 +193,14 @@ class VideoQA:
                 no uint8 RGB.
         """
         chooser = self._chooser(method)
+        if retention is None:
+            retention = self.calibrated_retention(method) or DEFAULT_RETENTION
         Grid([(1, 1, 1)]).budgets(float(retention))
-        asked = _with_options(question, options)
+        asked = with_options(question, options)
         clock = StageClock(self.model.device, on_stage)
         with clock(READ):
             frames, timestamps = self._frames(video)
-            inputs = self._inputs(frames, asked)
+            inputs = video_inputs(self.model, self.processor, frames, asked)
             chooser = self._memory.remembering(chooser, video_key(video, frames))
         pruned = prune_inputs(
             self.model, inputs, chooser, float(retention), seed=seed, question=asked,
@@ -200,12 +208,23 @@ class VideoQA:
         )  # fmt: skip
         for stage, seconds in pruned.timings.items():
             clock.add(stage, seconds)
-        text = self._generate(pruned, clock, max_new_tokens)
+        text = generate_timed(
+            self.model, self.processor.tokenizer, pruned.inputs, clock, max_new_tokens
+        )
         return Answer(
             text=text, selection=pruned.selection, scores=pruned.scores, timings=clock.seconds,
             tokens=pruned.tokens, frames=frames, timestamps=timestamps, question=asked,
             method=pruned.method, retention=float(retention),
         )  # fmt: skip
+
+    def calibrated_retention(self, method: Any = None) -> float | None:
+        """The share of tokens that is stored with a policy; None for what has none.
+
+        Args:
+            method: As in `ask`.
+        """
+        config = getattr(getattr(self._chooser(method), "policy", None), "config", None)
+        return getattr(config, "retention", None)
 
     def _chooser(self, method: Any) -> Method:
         if method is None:
@@ -233,49 +252,13 @@ class VideoQA:
         read = read_frames(video, sampling)
         return read.frames, read.timestamps
 
-    def _inputs(self, frames: np.ndarray, question: str) -> dict[str, Any]:
-        content = [{"type": "video"}, {"type": "text", "text": question}]
-        prompt = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-        batch = self.processor(text=[prompt], videos=[frames], return_tensors="pt", padding=True)
-        pixels = batch["pixel_values_videos"].to(self.model.dtype)
-        return {
-            name: value.to(self.model.device) if isinstance(value, Tensor) else value
-            for name, value in {**batch, "pixel_values_videos": pixels}.items()
-        }
 
-    def _generate(self, pruned: PrunedInputs, clock: StageClock, max_new_tokens: int) -> str:
-        first = _FirstToken(clock)
-        clock.announce(PREFILL)
-        begin = clock.now()
-        out = self.model.generate(
-            **pruned.inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
-            stopping_criteria=[first],
-        )  # fmt: skip
-        end = clock.now()
-        prefilled = first.seconds if first.seconds is not None else end
-        clock.add(PREFILL, prefilled - begin)
-        clock.add(DECODE, end - prefilled)
-        new = out[0, pruned.inputs["input_ids"].shape[1] :]
-        return self.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+def with_options(question: str, options: Sequence[str] | None) -> str:
+    """A question with its options below it as A., B., ...
 
-
-class _FirstToken:
-    """A stopping criterion that stops nothing and notes when the first token was there."""
-
-    def __init__(self, clock: StageClock) -> None:
-        self._clock = clock
-        self.seconds: float | None = None
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        if self.seconds is None:
-            self.seconds = self._clock.now()
-            self._clock.announce(DECODE)
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-
-
-def _with_options(question: str, options: Sequence[str] | None) -> str:
+    Raises:
+        InvalidInputError: for an empty question, or more than 26 options.
+    """
     question = question.strip()
     if not question:
         raise InvalidInputError("the question is empty; ask something")

@@ -18,18 +18,23 @@ class PolicyConfig:
         policy_share: `alpha`, share of the budget that the scores choose; chosen on validation and
             stored with the policy.
         max_frame_ratio: Limit on the share of one frame's tokens; None: `1.5 * retention`.
+        retention: Share of the tokens to keep where none is asked for, as `cacovid calibrate`
+            chose it; None: not chosen.
     """
 
     base_model: str | None = None
     policy_share: float = 0.5
     max_frame_ratio: float | None = None
+    retention: float | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.policy_share <= 1.0:
             raise InvalidInputError(
                 f"policy_share is {self.policy_share}; expected a number in [0, 1]"
             )
-        self.require_above_zero("max_frame_ratio")
+        self.require_above_zero("max_frame_ratio", "retention")
+        if self.retention is not None and self.retention > 1.0:
+            raise InvalidInputError(f"retention is {self.retention}; expected a share in (0, 1]")
 
     def require_positive(self, *names: str) -> None:
         """Refuses settings that are no positive integers.

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cacovid.models.base import EmbeddedInputs, QuestionSource, VideoFeatures
+from cacovid.models.inputs import text_inputs, video_inputs
 from cacovid.models.registry import adapter_for
 from cacovid.train.data import TrainingSample
 from cacovid.train.wording import word_problem
@@ -34,6 +35,24 @@ class PreparedSample:
     sample: TrainingSample
     prompt: Prompt
     embedded: EmbeddedInputs
+
+
+#: Inputs that a further question on a video is made of, besides the pixels that it does without.
+_OF_TEXT = frozenset({"input_ids", "attention_mask", "pixel_values_videos"})
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A video that was encoded before.
+
+    Args:
+        features: What the vision tower made of it.
+        of_text: Whether the model's inputs hold nothing else of a video than a token for each row
+            of its features. Else (grids, timestamps) its processor reads the frames once more.
+    """
+
+    features: VideoFeatures
+    of_text: bool
 
 
 class SampleEncoder:
@@ -64,7 +83,7 @@ class SampleEncoder:
         self.cached_videos = cached_videos
         self.needs = needs
         self._adapter = adapter_for(model)
-        self._cache: OrderedDict[str, tuple[VideoFeatures, int]] = OrderedDict()
+        self._cache: OrderedDict[str, _Encoded] = OrderedDict()
 
     @torch.no_grad()
     def __call__(self, sample: TrainingSample) -> PreparedSample:
@@ -75,48 +94,30 @@ class SampleEncoder:
         """
         text = word_problem(sample)
         key = sample.video_key
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            features, placeholders = self._cache[key]
-            inputs, cached = self._text_inputs(text, placeholders), features
+        known = self._cache.get(key)
+        if known is not None and known.of_text:
+            rows = known.features.rows.shape[0]
+            inputs = text_inputs(self.model, self.processor, text, rows)
         else:
-            inputs, cached = self._inputs(self.read_frames(sample), text), None
+            inputs = video_inputs(self.model, self.processor, self.read_frames(sample), text)
         source = QuestionSource(text=text, tokenizer=self.processor.tokenizer, required=True)
         embedded = self._adapter.embed(
-            self.model, inputs, self.needs, question=source, features=cached
+            self.model,
+            inputs,
+            self.needs,
+            question=source,
+            features=None if known is None else known.features,
         )
-        if cached is None:
-            self._remember(key, embedded)
+        if known is None:
+            self._remember(key, embedded, of_text=set(inputs) <= _OF_TEXT)
+        else:
+            self._cache.move_to_end(key)
         return PreparedSample(sample, embedded.prompt, embedded)
 
-    def _remember(self, key: str, embedded: EmbeddedInputs) -> None:
+    def _remember(self, key: str, embedded: EmbeddedInputs, *, of_text: bool) -> None:
         if self.cached_videos == 0 or embedded.features is None:
             return
         # In their own precision: a run resumed with a cold cache sees the same numbers.
-        self._cache[key] = (embedded.features, embedded.features.rows.shape[0])
+        self._cache[key] = _Encoded(embedded.features, of_text)
         while len(self._cache) > self.cached_videos:
             self._cache.popitem(last=False)
-
-    def _prompt(self, text: str) -> str:
-        content = [{"type": "video"}, {"type": "text", "text": text}]
-        return self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-
-    def _inputs(self, frames: np.ndarray, text: str) -> dict[str, Any]:
-        batch = self.processor(
-            text=[self._prompt(text)], videos=[frames], return_tensors="pt", padding=True
-        )
-        pixels = batch["pixel_values_videos"].to(self.model.dtype)
-        return {
-            name: value.to(self.model.device) if isinstance(value, Tensor) else value
-            for name, value in {**batch, "pixel_values_videos": pixels}.items()
-        }
-
-    def _text_inputs(self, text: str, placeholders: int) -> dict[str, Any]:
-        token = self.processor.video_token
-        prompt = self._prompt(text).replace(token, token * placeholders, 1)
-        batch = self.processor.tokenizer([prompt], return_tensors="pt")
-        return {
-            name: batch[name].to(self.model.device) for name in ("input_ids", "attention_mask")
-        }

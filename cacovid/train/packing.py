@@ -88,20 +88,32 @@ def pad_rows(prompt: Prompt, suffix: Tensor | None = None) -> PaddedRows:
             positions after its last one.
     """
     offsets = prompt.prompt_offsets or (0, prompt.embeds.shape[0])
+    return pad_packed(prompt.embeds, prompt.position_ids, offsets, suffix)
+
+
+def pad_packed(
+    packed: Tensor, position_ids: Tensor, offsets: Sequence[int], suffix: Tensor | None = None
+) -> PaddedRows:
+    """Writes packed rows down as a batch padded on the left.
+
+    Args:
+        packed: `[S, D]` embeddings, row after row.
+        position_ids: `[S]` or `[3, S]` int64.
+        offsets: Where each row begins, and `S` at the end (host integers).
+        suffix: As in `pad_rows`.
+    """
     lengths = torch.tensor([end - begin for begin, end in pairwise(offsets)])
     rows, width = len(lengths), int(lengths.max())
     extra = 0 if suffix is None else suffix.shape[0]
-    device = prompt.embeds.device
+    device = packed.device
     row = torch.repeat_interleave(torch.arange(rows), lengths)
     begin = torch.tensor(offsets[:-1])
     place = torch.arange(int(lengths.sum())) - begin[row] + (width - lengths)[row]
     flat = (row * (width + extra) + place).to(device)
     total = rows * (width + extra)
-    embeds = prompt.embeds.new_zeros((total, prompt.embeds.shape[1])).index_copy(
-        0, flat, prompt.embeds
-    )
+    embeds = packed.new_zeros((total, packed.shape[1])).index_copy(0, flat, packed)
     mask = torch.zeros(total, dtype=torch.int64, device=device).index_fill_(0, flat, 1)
-    ids = prompt.position_ids
+    ids = position_ids
     positions = ids.new_zeros((*ids.shape[:-1], total)).index_copy(-1, flat, ids)
     embeds = embeds.view(rows, width + extra, -1)
     mask = mask.view(rows, width + extra)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -52,7 +52,23 @@ def read_video_r1(
     """
     path = Path(path)
     root = path.parent if video_root is None else Path(video_root)
-    rows = _rows(path)
+    return samples_of(read_rows(path), root, path, max_skipped=max_skipped)
+
+
+def samples_of(
+    rows: Sequence[Any], root: Path, path: Path, *, max_skipped: float = 0.5
+) -> Samples:
+    """Rows of the Video-R1 form as samples; see `read_video_r1`.
+
+    Args:
+        rows: The rows; an `InvalidInputError` stands for one that could not be read.
+        root: Where the videos lie.
+        path: Where the rows come from, for messages.
+        max_skipped: Greatest share of rows that may be unusable.
+
+    Raises:
+        InvalidInputError: if no row is usable, or too many are not.
+    """
     kept: list[TrainingSample] = []
     skipped: list[tuple[str, str]] = []
     renamed: list[tuple[str, str]] = []
@@ -92,10 +108,14 @@ def _free_id(id: str, taken: set[str]) -> str:
     return f"{id}#{number}"
 
 
-def _rows(path: Path) -> list[Any]:
-    """The rows; a line that is not JSON is an `InvalidInputError` in its place."""
+def read_utf8(path: Path) -> str:
+    """The text of a file, without a byte-order mark.
+
+    Raises:
+        InvalidInputError: if it cannot be read, or is in another encoding.
+    """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise InvalidInputError(f"{path} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
@@ -103,6 +123,17 @@ def _rows(path: Path) -> list[Any]:
             f"{path} is not UTF-8 (byte {error.start:,} is {error.object[error.start]:#04x}); save "
             f"it as UTF-8"
         ) from error
+
+
+def read_rows(path: Path) -> list[Any]:
+    """The rows of a JSON list or of JSON lines.
+
+    A line that is not JSON is an `InvalidInputError` in its place.
+
+    Raises:
+        InvalidInputError: if the file is neither, or holds nothing.
+    """
+    text = read_utf8(path)
     try:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -111,7 +142,7 @@ def _rows(path: Path) -> list[Any]:
         rows = _lines(text)
         if rows and all(isinstance(row, InvalidInputError) for row in rows):
             raise InvalidInputError(f"{path} is neither JSON nor JSON lines: {rows[0]}") from error
-    if isinstance(rows, Mapping) and "problem" in rows:  # JSON lines of one line
+    if isinstance(rows, Mapping) and rows.keys() & {"problem", "question"}:  # one JSON line
         rows = [rows]
     if not isinstance(rows, list):
         raise InvalidInputError(f"{path} holds a {type(rows).__name__}; expected a list of rows")

@@ -176,9 +176,9 @@ def test_a_policy_that_is_not_there_is_told_as_a_policy(capsys, clip, policy):
 
 
 def test_an_answer_without_text_is_named(capsys, clip, model_dir, monkeypatch):
-    from cacovid.models.video_qa import VideoQA
+    from cacovid.models import video_qa
 
-    monkeypatch.setattr(VideoQA, "_generate", lambda self, pruned, clock, longest: "")
+    monkeypatch.setattr(video_qa, "generate_timed", lambda *given: "")
     assert main(["ask", str(clip), QUESTION, "--model", str(model_dir)]) == 0
     assert capsys.readouterr().out.startswith("(the model said nothing)\n")
 

@@ -1,18 +1,52 @@
 """`cacovid eval`, run as users run it."""
 
+import csv
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 
-def test_embedded(cacovid, model_dir):
-    done = cacovid(
+
+@pytest.fixture(scope="module")
+def arguments(model_dir):
+    return (
         "eval", "--embedded", "--model", model_dir, "--methods", "random", "oracle",
         "attention:2:question", "--retention", "0.25", "0.05", "--limit", "9", "--seed", "4",
-        "--json",
+        "--max-new-tokens", "4",
+    )  # fmt: skip
+
+
+def run(folder, *command):
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=folder, capture_output=True, text=True,
+        timeout=240, check=False,
+        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
+    return done
+
+
+@pytest.fixture(scope="module")
+def written(arguments, tmp_path_factory):
+    """A run with everything it writes."""
+    folder = tmp_path_factory.mktemp("eval")
+    done = run(folder, "-m", "cacovid", *arguments, "--timed", 1, "--output", "out", "--json")
+    return folder / "out", json.loads(done.stdout)
+
+
+def plain(results):
+    """Rows without their times."""
+    return [{name: row[name] for name in row if name != "seconds"} for row in results]
+
+
+def test_embedded(written, model_dir):
+    _, facts = written
     assert facts["questions"] == 9 and facts["model"] == str(model_dir)
     rows = {(row["method"], row["retention"]): row for row in facts["results"]}
     assert set(rows) == {("uncompressed", 1.0)} | {
@@ -22,32 +56,62 @@ def test_embedded(cacovid, model_dir):
     assert rows["oracle", 0.25]["tokens"] == 144 and rows["random", 0.05]["tokens"] == 28
     for row in rows.values():
         assert 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1
-    again = cacovid(
-        "eval", "--embedded", "--model", model_dir, "--methods", "random", "--retention", "0.25",
-        "--limit", "9", "--seed", "4", "--json",
+        assert row["against"]["low"] <= row["against"]["difference"] <= row["against"]["high"]
+        assert set(row["seconds"]) >= {"read", "vision", "compress", "prefill", "decode"}
+
+
+def test_what_is_written_says_the_same(written):
+    folder, facts = written
+    assert json.loads((folder / "results.json").read_text()) == facts
+    with open(folder / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["accuracy"]) for row in rows] == [r["accuracy"] for r in facts["results"]]
+    page = (folder / "results.md").read_text()
+    assert "synthetic task; no public benchmark run" in page and "| oracle |" in page
+    for name in ("accuracy-tokens.png", "accuracy-time.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_processes_say_what_one_says(written, arguments, tmp_path):
+    _, facts = written
+    launch = (
+        "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1",
+        "--multi_gpu", "--mixed_precision", "no", "--dynamo_backend", "no",
+        "--main_process_port", "0", "-m", "cacovid",
     )  # fmt: skip
-    same = json.loads(again.stdout)["results"][1]
-    assert same["by_type"] == rows["random", 0.25]["by_type"]
+    done = run(tmp_path, *launch, *arguments, "--timed", 1, "--output", "two", "--json")
+    two = json.loads(done.stdout)
+    assert plain(two["results"]) == plain(facts["results"])
+    lines = [
+        (tmp_path / "two" / f"records-{rank}.jsonl").read_text().splitlines() for rank in (0, 1)
+    ]
+    assert [len(own) for own in lines] == [8, 1]  # a scene each
+
+
+def test_a_finished_run_is_not_done_again(written, arguments):
+    folder, _ = written
+    before = (folder / "records-0.jsonl").read_bytes()
+    done = run(folder.parent, "-m", "cacovid", *arguments, "--timed", 1, "--output", "out")
+    assert (folder / "records-0.jsonl").read_bytes() == before
+    assert "same answers" in done.stdout and "9 questions" in done.stdout
 
 
 def test_files_and_a_table(cacovid, model_dir, clip, tmp_path):
     rows = [
-        {
-            "problem": "What colour is the circle?", "solution": "A", "path": clip.name,
-            "problem_type": "multiple choice", "options": ["A. red", "B. blue"],
-        }
+        {"question": "What colour is the circle?", "answer": "red", "video": clip.stem,
+         "options": ["red", "blue"]},
+        {"question": "And the ring?", "answer": "red", "video": "missing", "A": "red", "B": "blue"},
     ]  # fmt: skip
     (tmp_path / "data.json").write_text(json.dumps(rows))
-    done = cacovid(
+    given = (
         "eval", "--data", "data.json", "--video-root", clip.parent, "--model", model_dir,
-        "--methods", "uniform", "--retention", "0.1",
+        "--timed", "0",
     )  # fmt: skip
+    done = cacovid(*given, "--methods", "uniform", "--retention", "0.1")
     assert done.returncode == 0, done.stderr
     assert "uniform" in done.stdout and "1 questions (data.json)" in done.stdout
-    done = cacovid(
-        "eval", "--data", "data.json", "--video-root", clip.parent, "--model", model_dir,
-        "--methods", "oracle",
-    )  # fmt: skip
+    assert "left out row 1: there is no video" in done.stderr and "left out: 1 rows" in done.stdout
+    done = cacovid(*given, "--methods", "oracle")
     assert done.returncode == 1 and "oracle knows the embedded task only" in done.stderr
 
 
@@ -57,8 +121,11 @@ def test_files_and_a_table(cacovid, model_dir, clip, tmp_path):
         ((), "either --embedded or --data"),
         (("--embedded", "--data", "x.json"), "either --embedded or --data"),
         (("--embedded", "--retention", "0"), "--retention is 0"),
+        (("--embedded", "--retention", "0.1", "0.1"), "names a share twice"),
         (("--embedded", "--limit", "0"), "--limit is 0"),
+        (("--embedded", "--timed", "-1"), "--timed is -1"),
         (("--embedded", "--split", "train"), "--split is 'train'"),
+        (("--embedded", "--answers-from", "2"), "--answers-from is 2"),
     ],
 )
 def test_wrong_usage(cacovid, arguments, message):

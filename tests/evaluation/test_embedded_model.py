@@ -1,17 +1,14 @@
 """The embedded model as it is stored: small, ordinary, and good at its task."""
 
 import pytest
-import torch
 from safetensors import safe_open
 
-from cacovid.evaluation.choosers import choosers
-from cacovid.evaluation.compare import compare
+from cacovid.evaluation.processes import Processes
 from cacovid.evaluation.results import by_type, markdown, result_rows, table
+from cacovid.evaluation.session import EvaluationRun
 from cacovid.models.defaults import TINY_FOLDER
 from cacovid.synthetic import QUESTION_TYPES
-from cacovid.train.data import embedded_samples, read_sample_frames
-from cacovid.train.encoding import SampleEncoder
-from cacovid.train.rewards import LocalReward, freeze
+from cacovid.train.data import embedded_samples
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +40,10 @@ def test_transformers_loads_it_as_any_model():
 @pytest.fixture(scope="module")
 def comparison(qa):
     samples = embedded_samples("validation", 77, scenes=8, per_scene=7)
-    encoder = SampleEncoder(freeze(qa.model), qa.processor, read_sample_frames)
     names = ["cacovid", "cacovid:self-attention", "random", "blind-oracle", "oracle"]
-    chosen = choosers(names, qa.model)
-    with torch.inference_mode(False):
-        return compare(samples, LocalReward(encoder), chosen, [0.1], seed=1)
+    run = EvaluationRun(qa, samples, names, [0.1], seed=1, timed=0)
+    run.prepare()
+    return run.run(Processes())
 
 
 def test_it_answers_and_pruning_matters(comparison):
@@ -78,6 +74,6 @@ def test_results_hold_what_was_measured(comparison):
         assert set(kinds) <= set(QUESTION_TYPES)
         total = sum(kinds[kind] for kind in comparison.kinds)
         assert total / len(comparison.kinds) == pytest.approx(condition.accuracy)
-    columns, cells = table(comparison, [0.1])
+    columns, cells = table(rows, [0.1])
     assert columns == ["method", "100%", "10%"] and cells[0][0] == "cacovid"
     assert markdown(columns, cells).count("\n") == 7

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cacovid.errors import InvalidInputError
+from cacovid.models.inputs import video_inputs
 from cacovid.train.marking import mark
 from cacovid.train.rewards import LocalReward
 from cacovid.types import Selection
@@ -25,8 +26,8 @@ def one_by_one(model, encoder, sample, masks, tokens):
     texts, logits = [], []
     for mask in masks:
         keep = mask.nonzero().flatten()
-
-        inputs = encoder._inputs(encoder.read_frames(sample), sample.problem)
+        frames = encoder.read_frames(sample)
+        inputs = video_inputs(model, encoder.processor, frames, sample.problem)
         embedded = encoder._adapter.embed(model, inputs)
         selection = Selection(keep, embedded.prompt.grid, (len(keep),))
         pruned = encoder._adapter.prune(embedded, selection)

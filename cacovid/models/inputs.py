@@ -1,0 +1,61 @@
+"""A question on a video as a model's inputs: the user's turn, and the processor's tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+
+def chat_prompt(processor: Any, text: str) -> str:
+    """The prompt of one user turn, the video before the text, ready for the answer.
+
+    Args:
+        processor: The model's.
+        text: What the user says, without the video.
+    """
+    content = [{"type": "video"}, {"type": "text", "text": text}]
+    return processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+
+
+def video_inputs(
+    model: Any, processor: Any, frames: np.ndarray, text: str, prompt: str | None = None
+) -> dict[str, Any]:
+    """Inputs of a question on a video, on the model's device.
+
+    Args:
+        model: The model; pixels take its dtype.
+        processor: Its processor.
+        frames: `[F, H, W, 3]` uint8.
+        text: What the user says.
+        prompt: The whole prompt, where it is not `chat_prompt` of the text.
+
+    Returns:
+        `input_ids` and `attention_mask` `[1, W]`, `pixel_values_videos`, and what else the
+        processor gives.
+    """
+    prompt = chat_prompt(processor, text) if prompt is None else prompt
+    batch = processor(text=[prompt], videos=[frames], return_tensors="pt", padding=True)
+    pixels = batch["pixel_values_videos"].to(model.dtype)
+    return {
+        name: value.to(model.device) if isinstance(value, Tensor) else value
+        for name, value in {**batch, "pixel_values_videos": pixels}.items()
+    }
+
+
+def text_inputs(model: Any, processor: Any, text: str, placeholders: int) -> dict[str, Any]:
+    """`input_ids` and `attention_mask` of a further question on a video that was encoded before.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        text: What the user says.
+        placeholders: Rows of the video's features, which take the video token's place.
+    """
+    token = processor.video_token
+    prompt = chat_prompt(processor, text).replace(token, token * placeholders, 1)
+    batch = processor.tokenizer([prompt], return_tensors="pt")
+    return {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
