@@ -130,7 +130,10 @@ setup(
     packages=[*find_packages(include=["cacovid", "cacovid.*"]), *kernel_packages],
     # `kernels/` itself is no package: a package of that name would be taken for another project's.
     package_dir={"cacovid.kernels": "kernels/triton", "cacovid.kernels.configs": "kernels/configs"},
-    package_data={"cacovid": ["py.typed", "assets/**/*"], "cacovid.kernels.configs": ["*.json"]},
+    package_data={
+        "cacovid": ["py.typed", "assets/**/*", "viz/report/page.*"],
+        "cacovid.kernels.configs": ["*.json"],
+    },
     include_package_data=False,
     # A name for setuptools to know that the wheel is not pure; CMake knows the sources.
     ext_modules=[] if skip_native else [Extension("cacovid._C", sources=[])],

@@ -19,6 +19,8 @@ from cacovid.commands.demo import Demo
 from cacovid.commands.doctor import Doctor
 from cacovid.commands.eval import Eval
 from cacovid.commands.filter import Filter
+from cacovid.commands.overlay import Overlay
+from cacovid.commands.report import Report
 from cacovid.commands.train import Train
 
 DESCRIPTION = (
@@ -42,6 +44,8 @@ def parse(arguments: Sequence[str]) -> Command:
         | Annotated[Doctor, tyro.conf.subcommand("doctor")]
         | Annotated[Eval, tyro.conf.subcommand("eval")]
         | Annotated[Filter, tyro.conf.subcommand("filter")]
+        | Annotated[Overlay, tyro.conf.subcommand("overlay")]
+        | Annotated[Report, tyro.conf.subcommand("report")]
         | Annotated[Train, tyro.conf.subcommand("train")]
     )
     return tyro.cli(

@@ -104,7 +104,8 @@ def test_sdist_holds_all_that_a_build_needs(sdist: Path) -> None:
 
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    sources = _files_of("cacovid/**/*.py", "cacovid/assets/**/*") | {"cacovid/py.typed"}
+    pages = _files_of("cacovid/viz/report/page.*")
+    sources = _files_of("cacovid/**/*.py", "cacovid/assets/**/*") | pages | {"cacovid/py.typed"}
     kernels = {
         f"cacovid/kernels/{Path(name).relative_to('kernels/triton')}"
         for name in _files_of("kernels/triton/**/*.py")
