@@ -47,8 +47,10 @@ class Ask(Command):
     method: Annotated[
         str | None, arg(metavar="NAME", help_behavior_hint="(default: the policy, else attention)")
     ] = None
-    """What chooses the tokens: attention, uniform or random. Settings may follow:
-    attention:2:question takes layer 2, and the question's tokens instead of the last one."""
+    """What chooses the tokens: attention, cdpruner, divprune, dpc_knn, evs, fastv, fastvid,
+    fewer_frames, framefusion, holitom, prunevid, random, uniform, vidcom2 or visionzip. Settings
+    may follow: attention:2:question takes layer 2, and the question's tokens instead of the last
+    one."""
     policy: Annotated[str | None, arg(metavar="DIR|ID", help_behavior_hint="")] = None
     """Directory or Hub id of a trained policy that chooses the tokens."""
     model: Annotated[str, arg(metavar="tiny|DIR|ID")] = "tiny"

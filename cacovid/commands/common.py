@@ -48,9 +48,10 @@ def check_method(name: str) -> None:
     """Raises UsageError for a method that is not known, or settings that it does not take."""
     from cacovid import methods
     from cacovid.errors import InvalidInputError
+    from cacovid.methods.registry import needs_model
     from cacovid.models.resolve import BESIDE
 
-    if name.partition(":")[0] == BESIDE:
+    if name.partition(":")[0] == BESIDE or needs_model(name):
         return  # a policy beside the model, which is not loaded yet
     try:
         methods.get(name)

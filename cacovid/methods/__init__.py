@@ -1,7 +1,8 @@
 """Every way of choosing video tokens, under one registry and with the same exact budget.
 
 A method is called as `method(prompt, retention, seed=0) -> Selection` and keeps exactly
-`max(1, floor(r*N))` tokens of each packed video.
+`max(1, floor(r*N))` tokens of each packed video. The methods that prune inside the language model
+(`fastv`, `framefusion`) give a `LayerHook` to run with, and keep a budget averaged over layers.
 
 >>> from cacovid import methods
 >>> "divprune" in methods.names()
@@ -19,10 +20,13 @@ from cacovid.methods.cdpruner import CDPrunerMethod
 from cacovid.methods.divprune import DivPruneMethod
 from cacovid.methods.dpc_knn import DpcKnnMethod
 from cacovid.methods.evs import EvsMethod
+from cacovid.methods.fastv import FastVMethod
 from cacovid.methods.fastvid import FastVidMethod
 from cacovid.methods.fewer_frames import FewerFramesMethod
+from cacovid.methods.framefusion import FrameFusionMethod
 from cacovid.methods.holitom import HoliTomMethod
 from cacovid.methods.hybrid import HybridMethod
+from cacovid.methods.inside import InsideMethod, LayerHook, Reduced
 from cacovid.methods.oracle import OracleMethod
 from cacovid.methods.policy import PolicyMethod
 from cacovid.methods.prunevid import PruneVidMethod
@@ -41,16 +45,21 @@ __all__ = [
     "DivPruneMethod",
     "DpcKnnMethod",
     "EvsMethod",
+    "FastVMethod",
     "FastVidMethod",
     "FewerFramesMethod",
+    "FrameFusionMethod",
     "HoliTomMethod",
     "HybridMethod",
+    "InsideMethod",
+    "LayerHook",
     "Method",
     "OracleMethod",
     "PerVideoMethod",
     "PolicyMethod",
     "PruneVidMethod",
     "RandomMethod",
+    "Reduced",
     "ScoredMethod",
     "UniformMethod",
     "VidCom2Method",
@@ -69,8 +78,10 @@ register("cdpruner", CDPrunerMethod)
 register("divprune", DivPruneMethod)
 register("dpc_knn", DpcKnnMethod)
 register("evs", EvsMethod)
+register("fastv", FastVMethod)
 register("fastvid", FastVidMethod)
 register("fewer_frames", FewerFramesMethod)
+register("framefusion", FrameFusionMethod)
 register("holitom", HoliTomMethod)
 register("hybrid", hybrid_beside, takes_model=True)
 register("oracle", OracleMethod)

@@ -14,7 +14,7 @@ from cacovid.methods.base import Method
 
 @dataclass(frozen=True)
 class _Entry:
-    factory: Callable[..., Method]
+    factory: Callable[..., Any]
     takes_model: bool
 
 
@@ -22,13 +22,13 @@ _ENTRIES: dict[str, _Entry] = {}
 
 
 def register(
-    name: str, factory: Callable[..., Method], *, takes_model: bool = False, replace: bool = False
+    name: str, factory: Callable[..., Any], *, takes_model: bool = False, replace: bool = False
 ) -> None:
     """Makes a method known by name.
 
     Args:
         name: The name, without a colon.
-        factory: Called with the settings; returns the method.
+        factory: Called with the settings; returns the method, or an `InsideMethod`.
         takes_model: Whether the factory wants the model, as its keyword `model`.
         replace: Whether a method that has the name already may go.
 
@@ -48,6 +48,12 @@ def register(
 def names() -> tuple[str, ...]:
     """The names of all methods, sorted."""
     return tuple(sorted(_ENTRIES))
+
+
+def needs_model(name: str) -> bool:
+    """Whether a name (settings may follow it) is of a method that `get` makes for a model only."""
+    entry = _ENTRIES.get(name.partition(":")[0])
+    return entry is not None and entry.takes_model
 
 
 def get(name: str, model: Any = None, **settings: Any) -> Method:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cacovid.models.attachment import Attachment, attach
     from cacovid.models.attention_scores import received_attention
     from cacovid.models.base import Adapter, EmbeddedInputs, Positions, QuestionSource
+    from cacovid.models.inside import running
     from cacovid.models.llava_onevision import LlavaOnevisionAdapter
     from cacovid.models.processing import VideoProcessor, load_processor, write_processor
     from cacovid.models.prune import PrunedInputs, prune_inputs
@@ -36,6 +37,7 @@ _MODULES = {
     "prune_inputs": "prune",
     "received_attention": "attention_scores",
     "register_adapter": "registry",
+    "running": "inside",
     "supported_model_types": "registry",
     "use_published_names": "storage",
     "write_processor": "processing",
@@ -58,6 +60,7 @@ __all__ = [
     "prune_inputs",
     "received_attention",
     "register_adapter",
+    "running",
     "supported_model_types",
     "use_published_names",
     "write_processor",

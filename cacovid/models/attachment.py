@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from cacovid.errors import InvalidInputError, UnsupportedModelError
 from cacovid.models.base import Adapter, Positions
 from cacovid.models.generation import check_generation, shift_lengths
-from cacovid.models.prune import PrunedInputs, prune_inputs
+from cacovid.models.inside import running
+from cacovid.models.prune import PrunedInputs, prepare_inputs
 from cacovid.models.registry import adapter_for
 from cacovid.models.resolve import resolve_method
 from cacovid.types import Grid, PerVideo
@@ -69,7 +70,8 @@ def attach(
 
     Args:
         model: The model; nothing but this instance changes.
-        policy_or_method: As in `prune_inputs`.
+        policy_or_method: As in `prune_inputs`, or a method that prunes inside the language model
+            (one prompt at a time).
         retention: As in `prune_inputs`.
         seed: As in `prune_inputs`.
         positions: As in `prune_inputs`.
@@ -103,7 +105,7 @@ def attach(
     method = resolve_method(policy_or_method, model)
     attachment = Attachment(
         functools.partial(
-            prune_inputs, model, policy_or_method=method, retention=retention, seed=seed,
+            prepare_inputs, model, method=method, retention=retention, seed=seed,
             positions=positions, tokenizer=tokenizer,
         ),
         question,
@@ -117,7 +119,7 @@ def attach(
             wrapped = _wrap_generate(model, adapter, attachment, inside)
             _replace(saved, model, "generate", wrapped)
         for module in dict.fromkeys((model, inner)):
-            wrapped = _wrap_forward(module, adapter, attachment, inside)
+            wrapped = _wrap_forward(model, module, adapter, attachment, inside)
             _replace(saved, module, "forward", wrapped)
         yield attachment
     finally:
@@ -164,7 +166,7 @@ def _wrap_generate(
         prompt, options = _split_kwargs(model, kwargs)
         pruned = attachment.prune(prompt)
         shift_lengths(model, generation_config, options, pruned.removed)
-        with _entered(inside):
+        with _entered(inside), running(model, pruned.hook):
             out = original(None, generation_config, *args, **{**options, **pruned.inputs})
         return _with_original_prompt(out, prompt["input_ids"], pruned)
 
@@ -172,7 +174,7 @@ def _wrap_generate(
 
 
 def _wrap_forward(
-    module: Any, adapter: Adapter, attachment: Attachment, inside: threading.local
+    model: Any, module: Any, adapter: Adapter, attachment: Attachment, inside: threading.local
 ) -> Callable[..., Any]:
     original = module.forward
     names = list(inspect.signature(original).parameters)
@@ -192,7 +194,8 @@ def _wrap_forward(
             if not _prunable(adapter, kwargs):
                 return original(**kwargs)
             pruned = attachment.prune(kwargs)
-            return original(**pruned.forward_inputs)
+            with running(model, pruned.hook):
+                return original(**pruned.forward_inputs)
 
     return forward
 

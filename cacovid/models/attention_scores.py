@@ -143,6 +143,24 @@ def _run_to_layer(
     return caught["hidden"], caught["rotary"], attention
 
 
+@torch.no_grad()
+def last_query_attention(
+    attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Attention that the rows receive from the last one in one layer, averaged over heads.
+
+    Args:
+        attention: The layer's attention, with separate q and k projections.
+        hidden: `[1, R, D]`: what it reads.
+        rotary: `(cos, sin)` of the rows.
+
+    Returns:
+        `[R]` float32.
+    """
+    last = torch.tensor([hidden.shape[1] - 1], device=hidden.device)
+    return _column_means(attention, hidden, rotary, last)
+
+
 def _column_means(
     attention: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], rows: Tensor
 ) -> Tensor:

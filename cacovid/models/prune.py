@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from cacovid.errors import InvalidInputError, UnsupportedModelError
-from cacovid.methods import Method, score_and_select
+from cacovid.methods import LayerHook, Method, score_and_select
 from cacovid.models.base import EmbeddedInputs, Positions, QuestionSource
 from cacovid.models.generation import fixed_settings
 from cacovid.models.registry import adapter_for
@@ -35,6 +35,8 @@ class PrunedInputs:
         timings: Seconds by stage: `"vision"`, `"score+select"`.
         method: The method's name.
         removed: By how much the rows (`W`) are shorter than those given.
+        hook: For a method that prunes inside the language model: what the model has to run with
+            (`cacovid.models.running`). `selection` is everything then, as all of it goes in.
     """
 
     prepared: dict[str, Any]
@@ -43,6 +45,16 @@ class PrunedInputs:
     timings: dict[str, float]
     method: str
     removed: int
+    hook: LayerHook | None = None
+
+    @property
+    def kept(self) -> Selection:
+        """`selection`, or the tokens that the last layer ran on where a hook pruned inside.
+
+        Raises:
+            InvalidInputError: if the hook did not run yet.
+        """
+        return self.selection if self.hook is None else self.hook.selection
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -67,11 +79,10 @@ class PrunedInputs:
 
     @property
     def tokens(self) -> dict[str, int]:
-        """`{"video": N, "kept": K}` over all videos."""
-        return {"video": self.selection.grid.num_tokens, "kept": sum(self.selection.counts)}
+        """`{"video": N, "kept": K}` over all videos; `K` of `kept`."""
+        return {"video": self.selection.grid.num_tokens, "kept": sum(self.kept.counts)}
 
 
-@torch.no_grad()
 def prune_inputs(
     model: nn.Module,
     inputs: Mapping[str, Any],
@@ -106,16 +117,43 @@ def prune_inputs(
         on_stage: Called with each stage's name when it begins.
 
     Raises:
-        UnsupportedModelError: if no adapter serves the model, or the model is set to prefill in
-            chunks.
+        UnsupportedModelError: if no adapter serves the model, the model is set to prefill in
+            chunks, or the method prunes inside the language model.
         WrongBaseModelError: if the policy is for another base model.
         InvalidInputError: for inputs without a video or of a wrong shape, a retention outside
             (0, 1], NaN scores, or a question that is needed and not found.
     """
-    adapter = adapter_for(model)
-    if not adapter.reads_chunks:
-        _refuse_chunks(model)
     method = resolve_method(policy_or_method, model)
+    if getattr(method, "inside", False):
+        raise UnsupportedModelError(
+            f"{method.name} prunes inside the language model, while it runs: no inputs say so. "
+            f"Call model.generate within cacovid.attach(model, {method.name!r}, retention), or use "
+            f"VideoQA"
+        )
+    return prepare_inputs(
+        model, inputs, method, retention, seed=seed, positions=positions, question=question,
+        tokenizer=tokenizer, on_stage=on_stage,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def prepare_inputs(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    method: Method,
+    retention: PerVideo,
+    *,
+    seed: int = 0,
+    positions: Positions = "original",
+    question: str | Sequence[str] | Tensor | None = None,
+    tokenizer: Any = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> PrunedInputs:
+    """As `prune_inputs`, for a caller that runs the model with `PrunedInputs.hook`."""
+    adapter = adapter_for(model)
+    inside = getattr(method, "inside", False)
+    if inside or not adapter.reads_chunks:
+        _refuse_chunks(model)
     clock = StageClock(_device(inputs, model), on_stage)
     source = _question_source(model, method, question, tokenizer)
 
@@ -124,7 +162,12 @@ def prune_inputs(
     embedded: EmbeddedInputs = adapter.embed(model, inputs, method.needs, question=source)
     clock.add(VISION, embedded.vision_seconds)
     clock.announce(SELECT)
-    selection, scores = select(method, embedded.prompt, retention, seed=seed)
+    hook = None
+    if inside:
+        hook = cast(Any, method)(embedded.prompt, retention, seed=seed)
+        selection, scores = _everything(embedded.prompt), None
+    else:
+        selection, scores = select(method, embedded.prompt, retention, seed=seed)
     shortened = adapter.prune(embedded, selection, positions)
     clock.add(SELECT, clock.now() - begin - embedded.vision_seconds)
     return PrunedInputs(
@@ -134,6 +177,7 @@ def prune_inputs(
         timings=clock.seconds,
         method=method.name,
         removed=embedded.input_ids.shape[1] - shortened["input_ids"].shape[1],
+        hook=hook,
     )
 
 
@@ -172,6 +216,12 @@ def check_selection(
             f"method {method.name!r} kept {selection.counts} tokens of the videos; the budget is "
             f"exactly {budgets}"
         )
+
+
+def _everything(prompt: Prompt) -> Selection:
+    grid = prompt.grid
+    keep = torch.arange(grid.num_tokens, device=prompt.embeds.device)
+    return Selection(keep, grid, grid.tokens_per_video)
 
 
 def _question_source(

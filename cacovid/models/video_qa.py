@@ -17,8 +17,9 @@ from cacovid.methods import Method
 from cacovid.models.defaults import ReadingDefaults, model_location, reading_defaults
 from cacovid.models.generation import generate_timed
 from cacovid.models.inputs import video_inputs
+from cacovid.models.inside import running
 from cacovid.models.processing import load_processor
-from cacovid.models.prune import prune_inputs
+from cacovid.models.prune import prepare_inputs
 from cacovid.models.registry import adapter_for, supported_model_types
 from cacovid.models.resolve import BESIDE, policies_beside, resolve_method
 from cacovid.models.score_memory import ScoreMemory, video_key
@@ -44,7 +45,8 @@ class Answer:
 
     Args:
         text: What the model said.
-        selection: The kept tokens.
+        selection: The kept tokens; of a method that prunes inside the language model those that
+            its last layer ran on.
         scores: What the method thought of each token; None where it does not score.
         timings: Seconds by stage: `read` (decoding and preparing the frames), `vision`,
             `score+select`, `prefill` (up to the first token), `decode`.
@@ -202,17 +204,18 @@ class VideoQA:
             frames, timestamps = self._frames(video)
             inputs = video_inputs(self.model, self.processor, frames, asked)
             chooser = self._memory.remembering(chooser, video_key(video, frames))
-        pruned = prune_inputs(
+        pruned = prepare_inputs(
             self.model, inputs, chooser, float(retention), seed=seed, question=asked,
             tokenizer=self.processor.tokenizer, on_stage=on_stage,
         )  # fmt: skip
         for stage, seconds in pruned.timings.items():
             clock.add(stage, seconds)
-        text = generate_timed(
-            self.model, self.processor.tokenizer, pruned.inputs, clock, max_new_tokens
-        )
+        with running(self.model, pruned.hook):
+            text = generate_timed(
+                self.model, self.processor.tokenizer, pruned.inputs, clock, max_new_tokens
+            )
         return Answer(
-            text=text, selection=pruned.selection, scores=pruned.scores, timings=clock.seconds,
+            text=text, selection=pruned.kept, scores=pruned.scores, timings=clock.seconds,
             tokens=pruned.tokens, frames=frames, timestamps=timestamps, question=asked,
             method=pruned.method, retention=float(retention),
         )  # fmt: skip
