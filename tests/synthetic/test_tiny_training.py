@@ -5,15 +5,11 @@ import pytest
 import torch
 
 from cacovid.synthetic import make_scene, sample_questions, world
+from cacovid.synthetic.tiny.curriculum import LanguageRecipe, LanguageStage
 from cacovid.synthetic.tiny.data import describe
-from cacovid.synthetic.tiny.language import (
-    LanguageRecipe,
-    LanguageStage,
-    QuestionWriter,
-    build_batch,
-    train_language,
-)
+from cacovid.synthetic.tiny.language import train_language
 from cacovid.synthetic.tiny.model import TEXT_WIDTH, build_model
+from cacovid.synthetic.tiny.packed_questions import QuestionWriter, build_batch
 from cacovid.synthetic.tiny.tokenizer import build_tokenizer
 
 

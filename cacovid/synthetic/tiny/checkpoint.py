@@ -15,7 +15,6 @@ def save_checkpoint(
     step: int,
     modules: dict[str, nn.Module],
     optimizer: Any = None,
-    schedule: Any = None,
 ) -> None:
     """Writes the state to a temporary file, then renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,16 +22,12 @@ def save_checkpoint(
     state.update({name: module.state_dict() for name, module in modules.items()})
     if optimizer is not None:
         state["optimizer"] = optimizer.state_dict()
-    if schedule is not None:
-        state["schedule"] = schedule.state_dict()
     temporary = path.with_name(path.name + ".part")
     torch.save(state, temporary)
     os.replace(temporary, path)
 
 
-def load_checkpoint(
-    path: Path, modules: dict[str, nn.Module], optimizer: Any = None, schedule: Any = None
-) -> int:
+def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: Any = None) -> int:
     """Restores the state and returns the number of steps done; 0 if there is no file."""
     if not path.exists():
         return 0
@@ -41,6 +36,4 @@ def load_checkpoint(
         module.load_state_dict(state[name])
     if optimizer is not None:
         optimizer.load_state_dict(state["optimizer"])
-    if schedule is not None:
-        schedule.load_state_dict(state["schedule"])
     return int(state["step"])

@@ -20,7 +20,7 @@ from torch import Tensor
 from cacovid.synthetic import world
 from cacovid.synthetic.questions import QUESTION_TYPES, TEMPLATES, Question, sample_questions
 from cacovid.synthetic.scene import Scene, make_scene
-from cacovid.synthetic.tiny.language import QuestionWriter, build_batch
+from cacovid.synthetic.tiny.packed_questions import QuestionWriter, build_batch
 from cacovid.synthetic.tiny.vision import video_features
 from cacovid.types import floor_budget
 

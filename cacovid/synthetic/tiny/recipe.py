@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from cacovid.synthetic.tiny.checkpoint import load_checkpoint
+from cacovid.synthetic.tiny.curriculum import LanguageRecipe
 from cacovid.synthetic.tiny.data import load_clips, make_clips
-from cacovid.synthetic.tiny.language import LanguageRecipe, train_language
+from cacovid.synthetic.tiny.language import train_language
 from cacovid.synthetic.tiny.model import build_model
 from cacovid.synthetic.tiny.tokenizer import build_tokenizer
 from cacovid.synthetic.tiny.vision import DenseHeads, compute_features, train_vision
@@ -31,9 +32,9 @@ class Recipe:
 
     clips: int = 6000
     validation_clips: int = 200
-    vision_steps: int = 2500
+    vision_steps: int = 1800
     vision_batch: int = 4
-    vision_rate: float = 2e-3
+    vision_rate: float = 5e-3
     language: LanguageRecipe = field(default_factory=LanguageRecipe)
     seed: int = 0
 

@@ -8,6 +8,7 @@ clips are computed once; the language model is trained on those.
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from cacovid.synthetic import world
 from cacovid.synthetic.tiny.checkpoint import load_checkpoint, save_checkpoint
 from cacovid.synthetic.tiny.data import Clip, clip_frames
 from cacovid.synthetic.tiny.model import TEXT_WIDTH
+from cacovid.synthetic.tiny.optimizers import Optimizers
 
 
 class DenseHeads(nn.Module):
@@ -87,33 +89,37 @@ def train_vision(
     frames: list[np.ndarray],
     folder: Path,
     steps: int,
-    batch: int = 3,
-    rate: float = 1.5e-3,
+    batch: int = 4,
+    rate: float = 5e-3,
     seed: int = 0,
 ) -> None:
-    """Trains tower, projector and the attribute words' embeddings; resumable."""
+    """Trains tower, projector and the attribute words' embeddings; resumable.
+
+    Args:
+        rate: Of Muon; AdamW's is half of it. Warm-up over a tenth of the steps, then a half
+            cosine to nothing.
+    """
     heads = DenseHeads(model.get_input_embeddings(), tokenizer)
     parts = [model.model.vision_tower, model.model.multi_modal_projector, heads]
     weights = [w for part in parts for w in part.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.05, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
-    )
+    layers = model.model.vision_tower.encoder.layers
+    optimizers = Optimizers(weights, [p for p in layers.parameters() if p.ndim == 2], 0.05)
     modules = {"model": model, "heads": heads}
-    start = load_checkpoint(folder / "vision.pt", modules, optimizer, schedule)
+    start = load_checkpoint(folder / "vision.pt", modules, optimizers)
     began = time.monotonic()
     for step in range(start, steps):
+        warm = min(1.0, (step + 1) / (0.1 * steps))
+        optimizers.set_rate(rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps)))
         rng = np.random.default_rng([seed, 1, step])
         chosen = rng.integers(0, len(clips), batch)
         truth = targets([clips[i] for i in chosen])
         with torch.autocast("cpu", torch.bfloat16):
             features = video_features(model, clip_frames(frames, chosen)).float()
         losses = dense_losses(heads, features, truth)
-        optimizer.zero_grad(set_to_none=True)
+        optimizers.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        schedule.step()
+        optimizers.step()
         if step % 50 == 49:
             with torch.no_grad():
                 right = {
@@ -122,7 +128,7 @@ def train_vision(
             said = " ".join(f"{name} {value:.3f}" for name, value in right.items())
             print(f"vision {step + 1}/{steps} {time.monotonic() - began:.0f}s {said}", flush=True)
         if step % 500 == 499 or step == steps - 1:
-            save_checkpoint(folder / "vision.pt", step + 1, modules, optimizer, schedule)
+            save_checkpoint(folder / "vision.pt", step + 1, modules, optimizers)
 
 
 def dense_losses(
