@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import arg
 
-from cacovid.commands.common import Command, tell_left_out, write_json, write_line
+from cacovid.commands.common import Command, UsageError, tell_left_out, write_json, write_line
 from cacovid.commands.progress import progress, steps_bar
 
 
@@ -44,6 +44,11 @@ class Filter(Command):
         from cacovid.train.run import check_answerable, read_data, reading_dtype
 
         config = read_config(self.config)
+        if config.stages:
+            raise UsageError(
+                f"{self.config} has stages; filter the data of one at a time, from a configuration "
+                f"with that data, and name the list as kept in the stage"
+            )
         if not self.debug:
             quiet_libraries()
         with progress(2) as shown:

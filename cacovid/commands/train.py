@@ -22,7 +22,7 @@ from cacovid.commands.progress import progress, steps_bar
 
 @dataclass
 class Train(Command):
-    """Train a policy by rewards of a frozen model (CPO), as a configuration file says.
+    """Train a policy by rewards of a frozen model (CPO, SCORE), as a configuration file says.
 
     Example: cacovid train bench/configs/tiny-cross-attention.yaml
 
@@ -58,7 +58,9 @@ class Train(Command):
         listed = f"a run lists them all in {output / 'left_out.json'}"
         tell_left_out(run.samples, listed)
         tell_left_out(run.held_out, listed)
-        if config.data.file and run.held_out and not config.evaluation.file:
+        sections = [stage.data for stage in config.stages] or [config.data]
+        own = any(section.file or section.images for section in sections)
+        if own and run.held_out and not config.evaluation.file:
             sys.stderr.write(
                 "the held-out questions are those of the embedded task; for questions of your own "
                 "give evaluation a file, on other videos than the data\n"
@@ -91,6 +93,7 @@ class Train(Command):
         import tempfile
         from dataclasses import replace
 
+        from cacovid.train.curriculum import Curriculum
         from cacovid.train.estimate import estimate_memory
 
         prepared = run.reward.prepare(run.samples[0])
@@ -102,7 +105,8 @@ class Train(Command):
         )
         with tempfile.TemporaryDirectory() as folder:
             settings = replace(run.config.training, steps=1, checkpoint_every=1)
-            run.config = replace(run.config, training=settings, output=folder)
+            run.config = replace(run.config, training=settings, stages=(), output=folder)
+            run.curriculum = Curriculum.of(run.samples, 1)
             entry: list[dict[str, float]] = []
             trainer = run.trainer(on_step=lambda step, log: entry.append(log or {}))
             trainer.train(0)

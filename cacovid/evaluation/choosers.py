@@ -15,7 +15,6 @@ from cacovid.errors import CacovidError, InvalidInputError
 from cacovid.methods import Method, ScoredMethod
 from cacovid.models.prune import check_selection
 from cacovid.models.resolve import resolve_method
-from cacovid.synthetic import make_scene
 from cacovid.synthetic.questions import Question
 from cacovid.synthetic.tiny.choices import Choice, any_object, asked_object, every_object
 from cacovid.train.encoding import PreparedSample
@@ -128,8 +127,7 @@ class OracleChooser:
             raise InvalidInputError(
                 f"{self.name} knows the embedded task only; leave it out with --data"
             )
-        ref = sample.scene
-        scene = make_scene(ref.split, ref.seed, ref.index)
+        scene = sample.scene.make()
         evidence = np.array(sample.evidence, dtype=np.int64)
         question = Question(sample.kind, sample.problem, sample.solution, (), (), evidence)
         device = prepared.prompt.embeds.device

@@ -171,9 +171,6 @@ class Trials:
 def _file(sample: TrainingSample, folder: Path) -> Path:
     """The sample's video file; a scene of the embedded task is written into `folder`."""
     if sample.scene is not None:
-        from cacovid.synthetic import make_scene
-
-        ref = sample.scene
-        return make_scene(ref.split, ref.seed, ref.index).write(folder / "clip.mp4")
+        return sample.scene.make().write(folder / "clip.mp4")
     assert sample.video is not None
     return sample.video

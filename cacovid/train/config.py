@@ -7,7 +7,7 @@ import difflib
 import json
 import types
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,6 +16,7 @@ from cacovid.errors import InvalidInputError, MissingDependencyError
 from cacovid.train.cpo import CPOSettings
 from cacovid.train.imitation import ImitationSettings
 from cacovid.train.rewards import FreeText, RewardKind
+from cacovid.train.score import SCORESettings
 from cacovid.train.settings import TrainerSettings
 
 T = TypeVar("T")
@@ -26,7 +27,7 @@ class PolicySection:
     """What is trained.
 
     Args:
-        type: `"cross_attention"` or `"self_attention"`.
+        type: `"cross_attention"`, `"self_attention"` or `"surprise"`.
         settings: Settings of the policy's configuration; the hidden size is the model's.
         from_language_model: For `self_attention`: start as layer 0 of the language model.
         start: Directory or Hub id of a policy to go on from, in place of all the above.
@@ -40,15 +41,19 @@ class PolicySection:
 
 @dataclass(frozen=True)
 class DataSection:
-    """What is learned from: a Video-R1-style file, or scenes of the embedded task.
+    """What is learned from: a Video-R1-style file, captioned images, or the embedded task's scenes.
 
     Args:
         file: JSON or JSON lines; None: the embedded task.
         video_root: Where its videos lie; None: the file's folder.
+        images: Folder of images with captions, of which static pseudo-videos are made.
+        stills: Images of a static pseudo-video; 0: moving scenes (of `images`: 4).
+        frames_per_image: How long an image of `images` is held; the embedded task's clips have
+            frames of their own number.
         kept: List of ids that `cacovid filter` wrote.
         split: Of the embedded task.
         seed: Of the embedded task's scenes.
-        scenes: How many.
+        scenes: How many, or how many pseudo-videos of `images`.
         per_scene: Questions on each.
         first: Index of the first scene.
         max_frames: Frames of a video at most; None: as the model says.
@@ -58,6 +63,9 @@ class DataSection:
 
     file: str | None = None
     video_root: str | None = None
+    images: str | None = None
+    stills: int = 0
+    frames_per_image: int = 4
     kept: str | None = None
     split: str = "train"
     seed: int = 0
@@ -67,6 +75,22 @@ class DataSection:
     max_frames: int | None = None
     fps: float | None = None
     max_skipped: float = 0.5
+
+
+@dataclass(frozen=True)
+class StageSection:
+    """One stage of a curriculum.
+
+    Args:
+        steps: How many.
+        data: What is learned from meanwhile; how many frames a video has stands in the run's own
+            `data`.
+        name: For messages.
+    """
+
+    steps: int
+    data: DataSection = field(default_factory=DataSection)
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,9 +136,13 @@ class TrainConfig:
             an FSDP configuration of `accelerate launch` does so too.
         policy: What is trained.
         data: What is learned from.
+        stages: A curriculum: stages one after another, each with its data and steps, in place of
+            `data` (of which `max_frames` and `fps` hold for all) and of `training.steps`.
         reward: How answers are marked.
-        objective: `"cpo"`, or `"imitation"` of attention (a control).
+        objective: `"cpo"`, `"score"` (for the policy `surprise`), or `"imitation"` of attention (a
+            control).
         cpo: Settings of CPO.
+        score: Settings of SCORE.
         imitation: Settings of imitation.
         training: The loop.
         evaluation: What it is judged by.
@@ -128,13 +156,33 @@ class TrainConfig:
     shard_frozen: bool = False
     policy: PolicySection = field(default_factory=PolicySection)
     data: DataSection = field(default_factory=DataSection)
+    stages: tuple[StageSection, ...] = ()
     reward: RewardSection = field(default_factory=RewardSection)
-    objective: Literal["cpo", "imitation"] = "cpo"
+    objective: Literal["cpo", "score", "imitation"] = "cpo"
     cpo: CPOSettings = field(default_factory=CPOSettings)
+    score: SCORESettings = field(default_factory=SCORESettings)
     imitation: ImitationSettings = field(default_factory=ImitationSettings)
     training: TrainerSettings = field(default_factory=TrainerSettings)
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     trackers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            return
+        reading = {"max_frames": self.data.max_frames, "fps": self.data.fps}
+        if self.data != DataSection(**reading):  # type: ignore[arg-type]
+            raise InvalidInputError(
+                "data and stages are both given; expected the data of each stage in its own "
+                "section, and in data max_frames and fps alone"
+            )
+        for number, stage in enumerate(self.stages, 1):
+            if stage.data.max_frames is not None or stage.data.fps is not None:
+                raise InvalidInputError(
+                    f"stage {number} has max_frames or fps of its own; give them in data, for all "
+                    f"stages"
+                )
+        steps = sum(stage.steps for stage in self.stages)
+        object.__setattr__(self, "training", replace(self.training, steps=steps))
 
 
 def read_config(path: str | PathLike[str]) -> TrainConfig:

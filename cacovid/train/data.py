@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cacovid.errors import InvalidInputError
 from cacovid.train.choices import option_letters
+
+if TYPE_CHECKING:
+    from cacovid.synthetic import PseudoVideo, Scene
+
+#: What a model is asked of pseudo-videos, whose captions are the answer.
+DESCRIBE = "Describe the video."
 
 
 @dataclass(frozen=True)
@@ -21,11 +27,27 @@ class SceneReference:
         split: `"train"`, `"validation"`, `"test"` or `"shifted"`.
         seed: Of the set.
         index: Of the scene.
+        stills: 0: the moving clip. More: a static one of so many held stills.
     """
 
     split: str
     seed: int
     index: int
+    stills: int = 0
+
+    @property
+    def key(self) -> str:
+        """The same for references to the same clip."""
+        kind = f"stills-{self.stills}/" if self.stills else ""
+        return f"{kind}{self.split}/{self.seed}/{self.index}"
+
+    def make(self) -> Scene:
+        """Makes the scene."""
+        from cacovid.synthetic import make_scene, make_stills
+
+        if self.stills:
+            return make_stills(self.split, self.seed, self.index, self.stills)
+        return make_scene(self.split, self.seed, self.index)
 
 
 @dataclass(frozen=True)
@@ -40,6 +62,7 @@ class TrainingSample:
         video: A file.
         options: Options of a multiple choice, each with its letter.
         scene: A clip of the embedded task, in place of a file.
+        pseudo: Held images, in place of a file.
         worded: Whether `problem` is put to the model as it stands.
         kind: A finer type, for tables.
         evidence: Of the embedded task: the tokens that show what is asked about.
@@ -59,6 +82,7 @@ class TrainingSample:
     worded: bool = False
     kind: str = ""
     evidence: tuple[int, ...] = ()
+    pseudo: PseudoVideo | None = None
 
     def __post_init__(self) -> None:
         if self.problem_type != "multiple choice":
@@ -83,8 +107,8 @@ class TrainingSample:
     def video_key(self) -> str:
         """The same for samples on the same video."""
         if self.scene is not None:
-            return f"{self.scene.split}/{self.scene.seed}/{self.scene.index}"
-        return str(self.video)
+            return self.scene.key
+        return str(self.video) if self.pseudo is None else self.pseudo.key
 
 
 @dataclass(frozen=True)
@@ -164,7 +188,7 @@ def _same_video(sample: TrainingSample) -> str:
 
 
 def embedded_samples(
-    split: str, seed: int, scenes: int, per_scene: int = 4, first: int = 0
+    split: str, seed: int, scenes: int, per_scene: int = 4, first: int = 0, stills: int = 0
 ) -> Samples:
     """Questions of the embedded task; no video is made until it is needed.
 
@@ -174,28 +198,51 @@ def embedded_samples(
         scenes: How many clips.
         per_scene: Questions on each, types in turn, answers balanced.
         first: Index of the first clip.
+        stills: 0: moving clips. More: static ones of so many held stills.
     """
-    from cacovid.synthetic import make_scene, sample_questions
+    from cacovid.synthetic import sample_questions, still_questions
 
     kept = []
+    ask = still_questions if stills else sample_questions
     for index in range(first, first + scenes):
-        scene = make_scene(split, seed, index)
+        reference = SceneReference(split, seed, index, stills)
         rng = np.random.default_rng([seed, 3, index])
-        for number, q in enumerate(sample_questions(scene, per_scene, rng)):
+        for number, q in enumerate(ask(reference.make(), per_scene, rng)):
             kept.append(
                 TrainingSample(
-                    id=f"{split}/{seed}/{index}/{number}",
+                    id=f"{reference.key}/{number}",
                     problem=q.text,
                     solution=q.answer,
                     problem_type="multiple choice" if q.options else "exact",
                     options=q.options,
-                    scene=SceneReference(split, seed, index),
+                    scene=reference,
                     worded=True,
                     kind=q.type,
                     evidence=tuple(q.evidence.tolist()),
                 )
             )
     return Samples(tuple(kept))
+
+
+def pseudo_samples(videos: Sequence[PseudoVideo]) -> Samples:
+    """Pseudo-videos to be described, their joined captions being the answer.
+
+    Args:
+        videos: As `cacovid.synthetic.make_pseudo_videos` makes them.
+    """
+    return Samples(
+        tuple(
+            TrainingSample(
+                id=f"pseudo/{number}",
+                problem=DESCRIBE,
+                solution=video.caption,
+                problem_type="free-form",
+                kind="caption",
+                pseudo=video,
+            )
+            for number, video in enumerate(videos)
+        )
+    )
 
 
 def read_sample_frames(
@@ -210,14 +257,14 @@ def read_sample_frames(
 
     Raises:
         VideoReadError: if the file cannot be read.
-        InvalidInputError: if the sample has neither video nor scene.
+        InvalidInputError: if the sample has neither video nor scene nor images.
     """
     if sample.scene is not None:
-        from cacovid.synthetic import make_scene
         from cacovid.synthetic.tiny.data import through_h264
 
-        ref = sample.scene
-        return through_h264(make_scene(ref.split, ref.seed, ref.index).rendering.frames)
+        return through_h264(sample.scene.make().rendering.frames)
+    if sample.pseudo is not None:
+        return sample.pseudo.frames()
     if sample.video is None:
         raise InvalidInputError(f"sample {sample.id!r} has neither a video nor a scene")
     from cacovid.video import FrameSampling, read_frames

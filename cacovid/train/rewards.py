@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, Protocol, TypeAlias, get_args
@@ -47,6 +47,31 @@ class RewardBackend(Protocol):
 
     def __call__(self, prepared: PreparedSample, rollouts: Tensor) -> Rewards:
         """Rewards of `[G, N]` masks or `[G, K]` token indices, on the prompt's device."""
+        ...
+
+
+@dataclass(frozen=True)
+class TargetTold:
+    """How well kept tokens tell the right answer.
+
+    Args:
+        cross_entropy: `[G]` float32, nats per token of the answer, teacher-forced.
+        correct: `[G]` float32, 1 where greedy decoding would begin with exactly the answer.
+    """
+
+    cross_entropy: Tensor
+    correct: Tensor
+
+
+class TargetBackend(Protocol):
+    """Where the cross-entropy of answers comes from."""
+
+    def prepare(self, sample: TrainingSample) -> PreparedSample:
+        """Reads and embeds a sample; raises `VideoReadError` for a video that cannot be read."""
+        ...
+
+    def read_target(self, prepared: PreparedSample, rollouts: Tensor) -> TargetTold:
+        """The answer's cross-entropy from `[G, N]` masks, on the prompt's device."""
         ...
 
 
@@ -103,18 +128,57 @@ class LocalReward:
     @torch.no_grad()
     def __call__(self, prepared: PreparedSample, rollouts: Tensor) -> Rewards:
         """Rewards of `[G, N]` masks or `[G, K]` token indices of one sample."""
+        value, correct = self._in_parts(
+            prepared, rollouts, lambda part: _pair(self._part(prepared.sample, part))
+        )
+        return Rewards(value, correct)
+
+    @torch.no_grad()
+    def read_target(self, prepared: PreparedSample, rollouts: Tensor) -> TargetTold:
+        """The solution's cross-entropy, teacher-forced, from `[G, N]` masks of one sample.
+
+        The target is the solution's text, a letter for multiple choice; `kind` and `free_text`
+        have no say. All rollouts run as one ragged batch, without generation.
+        """
+        text = extract_answer(prepared.sample.solution)
+        ids = self._tokenizer(text, add_special_tokens=False).input_ids
+        if not ids:
+            raise InvalidInputError(
+                f"sample {prepared.sample.id!r}: the solution {text!r} has no token; it cannot be "
+                f"a target"
+            )
+        target = torch.tensor(ids, device=prepared.prompt.embeds.device)
+        return TargetTold(
+            *self._in_parts(prepared, rollouts, lambda part: self._read(target, part))
+        )
+
+    def _in_parts(
+        self,
+        prepared: PreparedSample,
+        rollouts: Tensor,
+        read: Callable[[Prompt], tuple[Tensor, Tensor]],
+    ) -> tuple[Tensor, Tensor]:
+        """Two numbers of each rollout, `[G]`, read batch by batch."""
         # By length, so that little of a batch is padding.
         kept = rollouts.sum(dim=1) if rollouts.dtype == torch.bool else rollouts.new_zeros(0)
         order = torch.argsort(kept, stable=True) if kept.numel() else None
         if order is not None:
             rollouts = rollouts[order]
         packed = ops.pack_rollouts(prepared.prompt, rollouts)
-        parts = [self._part(prepared.sample, part) for part in _cut(packed, self.batch_tokens)]
-        value, correct = (torch.cat([getattr(p, n) for p in parts]) for n in ("value", "correct"))
+        parts = [read(part) for part in _cut(packed, self.batch_tokens)]
+        first, second = (torch.cat(column) for column in zip(*parts, strict=True))
         if order is not None:
             back = torch.argsort(order)
-            value, correct = value[back], correct[back]
-        return Rewards(value, correct)
+            first, second = first[back], second[back]
+        return first, second
+
+    def _read(self, target: Tensor, packed: Prompt) -> tuple[Tensor, Tensor]:
+        """Cross-entropy per token of `target` `[A]`, and whether all are the likeliest."""
+        answer = self.model.get_input_embeddings()(target[:-1]) if len(target) > 1 else None
+        logits = self._logits(packed, answer)
+        targets = target.expand(logits.shape[0], -1)
+        each = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+        return each.mean(dim=1), (logits.argmax(dim=-1) == targets).all(dim=1).float()
 
     def _part(self, sample: TrainingSample, packed: Prompt) -> Rewards:
         if sample.problem_type == "multiple choice":
@@ -134,12 +198,8 @@ class LocalReward:
     def _forced(self, sample: TrainingSample, packed: Prompt) -> Rewards:
         ids = self._tokenizer(extract_answer(sample.solution), add_special_tokens=False).input_ids
         ids = torch.tensor([*ids, self._end_id()], device=packed.embeds.device)
-        answer = self.model.get_input_embeddings()(ids[:-1])
-        logits = self._logits(packed, answer)
-        target = ids.expand(logits.shape[0], -1)
-        each = -F.cross_entropy(logits.transpose(1, 2), target, reduction="none")
-        correct = (logits.argmax(dim=-1) == target).all(dim=1).float()
-        return self._graded(each.mean(dim=1), correct)
+        cross_entropy, correct = self._read(ids, packed)
+        return self._graded(-cross_entropy, correct)
 
     def _generated(self, sample: TrainingSample, packed: Prompt) -> Rewards:
         rows = pad_rows(packed)
@@ -184,6 +244,10 @@ class LocalReward:
         ends = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
         end = ends[0] if isinstance(ends, (list, tuple)) else ends
         return int(self._tokenizer.eos_token_id if end is None else end)
+
+
+def _pair(rewards: Rewards) -> tuple[Tensor, Tensor]:
+    return rewards.value, rewards.correct
 
 
 def _cut(packed: Prompt, batch_tokens: int) -> Sequence[Prompt]:

@@ -22,16 +22,21 @@ from cacovid.policies import (
     SelfAttentionConfig,
     SelfAttentionPolicy,
     StoredPolicy,
+    SurpriseConfig,
+    SurprisePolicy,
     load_policy,
 )
+from cacovid.synthetic import make_pseudo_videos, read_captioned_images
 from cacovid.train.choices import letter_ids
 from cacovid.train.config import DataSection, EvaluationSection, PolicySection, TrainConfig
 from cacovid.train.cpo import CPO
+from cacovid.train.curriculum import Curriculum, Stage
 from cacovid.train.data import (
     Samples,
     TrainingSample,
     apart,
     embedded_samples,
+    pseudo_samples,
     read_sample_frames,
 )
 from cacovid.train.encoding import SampleEncoder
@@ -40,6 +45,7 @@ from cacovid.train.imitation import Imitation
 from cacovid.train.marking import check_packages
 from cacovid.train.objective import Objective
 from cacovid.train.rewards import LocalReward, freeze
+from cacovid.train.score import SCORE
 from cacovid.train.sharding import Lockstep, launched_with_fsdp, plain_launch, shard_frozen
 from cacovid.train.trainer import Trainer
 from cacovid.train.video_r1 import read_video_r1
@@ -51,7 +57,7 @@ class Run:
 
     Args:
         config: The configuration.
-        samples: What is learned from.
+        curriculum: What is learned from.
         held_out: What it is judged by.
         reward: The frozen model.
         policy: The policy.
@@ -59,11 +65,16 @@ class Run:
     """
 
     config: TrainConfig
-    samples: Samples
+    curriculum: Curriculum
     held_out: Samples
     reward: LocalReward
     policy: StoredPolicy
     lockstep: Lockstep | None = None
+
+    @property
+    def samples(self) -> Samples:
+        """The samples of all stages."""
+        return self.curriculum.samples
 
     def trainer(self, **callbacks: Any) -> Trainer:
         """The loop.
@@ -80,10 +91,12 @@ class Run:
         objective: Objective = CPO(self.reward, self.config.cpo)
         if self.config.objective == "imitation":
             objective = Imitation(self.reward.encoder, self.config.imitation)
+        if self.config.objective == "score":
+            objective = SCORE(self.reward, self.config.score)
         return Trainer(
             self.policy,
             objective,
-            self.samples,
+            self.curriculum,
             self.config.training,
             Path(self.config.output),
             pretrained=pretrained,
@@ -114,7 +127,7 @@ def prepare(config: TrainConfig, on_stage: Callable[[str], None] = lambda name: 
     """
     on_stage("data")
     held_out = read_held_out(config.evaluation)
-    samples = apart(read_data(config.data), held_out)
+    curriculum = read_curriculum(config, held_out)
     on_stage("model")
     location = model_location(config.model)
     device = training_device(config.device)
@@ -129,7 +142,7 @@ def prepare(config: TrainConfig, on_stage: Callable[[str], None] = lambda name: 
     if not sharded:
         model = model.to(device)
     processor = load_processor(location)
-    check_answerable(samples, processor.tokenizer)
+    check_answerable(curriculum.samples, processor.tokenizer)
     check_answerable(held_out, processor.tokenizer)
     reading = reading_defaults(location)
     frames = config.data.max_frames or reading.max_frames
@@ -152,7 +165,7 @@ def prepare(config: TrainConfig, on_stage: Callable[[str], None] = lambda name: 
     policy = make_policy(config.policy, model, config.model).to(device)
     # After the policy, which may start as a layer of the model.
     lockstep = shard_frozen(model, torch.device(device)) if sharded else None
-    return Run(config, samples, held_out, reward, policy, lockstep)
+    return Run(config, curriculum, held_out, reward, policy, lockstep)
 
 
 def training_device(name: str | None) -> str:
@@ -207,14 +220,49 @@ def check_answerable(samples: Sequence[TrainingSample], tokenizer: Any) -> None:
         letter_ids(tokenizer, max(choices, key=len))
 
 
+def read_curriculum(config: TrainConfig, held_out: Samples) -> Curriculum:
+    """What a configuration learns from, stage by stage.
+
+    Args:
+        config: The configuration.
+        held_out: Questions whose videos are left out.
+    """
+    if not config.stages:
+        return Curriculum.of(apart(read_data(config.data), held_out), config.training.steps)
+    return Curriculum(
+        [
+            Stage(apart(read_data(stage.data), held_out), stage.steps, stage.name or f"stage {n}")
+            for n, stage in enumerate(config.stages, 1)
+        ]
+    )
+
+
 def read_data(section: DataSection) -> Samples:
-    """The samples of a `data` section."""
-    if section.file is None:
-        samples = embedded_samples(
-            section.split, section.seed, section.scenes, section.per_scene, section.first
+    """The samples of a `data` section.
+
+    Raises:
+        InvalidInputError: for a file or folder that cannot be used, or for both.
+    """
+    if section.file is not None and section.images is not None:
+        raise InvalidInputError("data has both file and images; give one of them")
+    if section.stills < 0:
+        raise InvalidInputError(f"data.stills is {section.stills}; expected at least 0")
+    if section.images is not None:
+        videos = make_pseudo_videos(
+            read_captioned_images(section.images),
+            section.scenes,
+            images_per_video=section.stills or 4,
+            frames_per_image=section.frames_per_image,
+            seed=section.seed,
         )
-    else:
+        samples = pseudo_samples(videos)
+    elif section.file is not None:
         samples = read_video_r1(section.file, section.video_root, max_skipped=section.max_skipped)
+    else:
+        samples = embedded_samples(
+            section.split, section.seed, section.scenes, section.per_scene, section.first,
+            section.stills,
+        )  # fmt: skip
     if section.kept is not None:
         try:
             ids = json.loads(Path(section.kept).read_text())["kept"]
@@ -255,8 +303,11 @@ def make_policy(section: PolicySection, model: Any, name: str) -> StoredPolicy:
             if section.from_language_model:
                 return SelfAttentionPolicy.from_language_model(model, **settings)
             return SelfAttentionPolicy(SelfAttentionConfig(**settings))
+        if section.type == "surprise":
+            width = model.config.get_text_config().hidden_size
+            return SurprisePolicy(SurpriseConfig(hidden_size=width, **settings))
     except TypeError as error:
         raise InvalidInputError(f"policy.settings do not fit: {error}") from error
     raise InvalidInputError(
-        f"policy.type is {section.type!r}; expected cross_attention or self_attention"
+        f"policy.type is {section.type!r}; expected cross_attention, self_attention or surprise"
     )

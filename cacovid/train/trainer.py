@@ -14,6 +14,7 @@ from torch import Tensor
 from cacovid.errors import CacovidError, InvalidInputError, MissingDependencyError, VideoReadError
 from cacovid.policies import StoredPolicy
 from cacovid.train.checkpoint import last_checkpoint, read_checkpoint, write_checkpoint
+from cacovid.train.curriculum import Curriculum
 from cacovid.train.data import Samples, TrainingSample
 from cacovid.train.encoding import PreparedSample
 from cacovid.train.monitor import collapse, describe_scores
@@ -41,7 +42,8 @@ class Trainer:
     Args:
         policy: The policy, on the device of the frozen model. Trained in place.
         objective: How a sample teaches.
-        samples: What to learn from; taken in a new order each epoch.
+        samples: What to learn from, taken in a new order each epoch; or stages of it, whose steps
+            are those of the settings.
         settings: Settings.
         folder: Checkpoints, logs and the result go here.
         pretrained: Prefixes of the names of weights that start as the language model's own.
@@ -54,7 +56,8 @@ class Trainer:
             as `greedy`.
 
     Raises:
-        InvalidInputError: without samples, or for a tracker that Accelerate does not know.
+        InvalidInputError: without samples, for stages of another number of steps than the settings,
+            or for a tracker that Accelerate does not know.
         MissingDependencyError: without `accelerate`, or without a tracker's package.
     """
 
@@ -62,7 +65,7 @@ class Trainer:
         self,
         policy: StoredPolicy,
         objective: Objective,
-        samples: Samples,
+        samples: Samples | Curriculum,
         settings: TrainerSettings,
         folder: Path,
         *,
@@ -73,11 +76,14 @@ class Trainer:
         on_warning: Callable[[str], None] | None = None,
         evaluate: Callable[[], float] | None = None,
     ) -> None:
-        if not len(samples):
-            raise InvalidInputError("there is no sample to train on")
+        self.curriculum = Curriculum.of(samples, settings.steps)
+        if self.curriculum.steps != settings.steps:
+            raise InvalidInputError(
+                f"the stages have {self.curriculum.steps} steps and the settings {settings.steps}; "
+                f"expected the same"
+            )
         self.policy = policy
         self.objective = objective
-        self.samples = samples
         self.settings = settings
         self.folder = Path(folder)
         self.on_step = on_step
@@ -132,6 +138,12 @@ class Trainer:
                 f"has {self.settings.steps} and {self.settings.seed}. Use the same configuration, "
                 f"or another output folder"
             )
+        stages = state.get("stages", [state["steps"]])
+        if stages != self._stages:
+            raise InvalidInputError(
+                f"{path} is of a run with stages of {stages} steps; this one has {self._stages}. "
+                f"Use the same configuration, or another output folder"
+            )
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self.unreadable = [tuple(entry) for entry in state["unreadable"]]
@@ -175,6 +187,7 @@ class Trainer:
                 "unreadable": [list(entry) for entry in self.unreadable],
                 "steps": self.settings.steps,
                 "seed": self.settings.seed,
+                "stages": self._stages,
             }
             write_checkpoint(
                 self.folder / "checkpoints", step, self.policy, state,
@@ -191,8 +204,12 @@ class Trainer:
         return [(place, self._at(place)) for place in range(begin, begin + each)]
 
     def _at(self, place: int) -> TrainingSample:
-        epoch, index = divmod(place, len(self.samples))
-        return self.samples[self.samples.order(self.settings.seed, epoch)[index]]
+        group = self.settings.samples_per_step * self._accelerator.num_processes
+        return self.curriculum.at(place, group, self.settings.seed)
+
+    @property
+    def _stages(self) -> list[int]:
+        return [stage.steps for stage in self.curriculum.stages]
 
     def _step(self, step: int) -> list[dict[str, float]]:
         prepared: list[tuple[int, PreparedSample]] = []
@@ -278,6 +295,8 @@ class Trainer:
             entry[name] = sum(values) / len(values)
         entry["learning_rate"] = float(self._schedule.get_last_lr()[0])
         entry["unreadable"] = float(len(self.unreadable))
+        if len(self.curriculum.stages) > 1:
+            entry["stage"] = float(self.curriculum.stage_of(step - 1) + 1)
         self.log.append(entry)
         if self.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -109,6 +109,45 @@ def test_train_on_files(cacovid, config, clip, tmp_path):
     assert json.loads((tmp_path / "kept.json").read_text())["left_out"] == listed["left_out"]
 
 
+def test_two_stages_of_score_and_a_run_taken_up_between_them(cacovid, config, tmp_path):
+    import shutil
+
+    from PIL import Image
+
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        Image.new("RGB", (64, 48), (80 * number, 90, 40)).save(
+            tmp_path / "pictures" / f"{number}.png"
+        )
+        (tmp_path / "pictures" / f"{number}.txt").write_text("a red star and a blue ring")
+    stages = [
+        {"steps": 1, "data": {"images": "pictures", "scenes": 2, "stills": 2}},
+        {"steps": 2, "data": {"scenes": 1, "per_scene": 3}, "name": "videos"},
+    ]
+    path = config(
+        policy={"type": "surprise", "settings": {"width": 16, "inner_width": 8}},
+        data={}, stages=stages, objective="score", score={"rollouts": 3, "updates": 2},
+        training={
+            "learning_rate": 1e-3, "checkpoint_every": 1, "log_every": 1, "keep_checkpoints": 3,
+        },
+        evaluation={"questions": 2},
+    )  # fmt: skip
+    done = cacovid("train", path)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out"
+    entries = [json.loads(x) for x in (out / "log.jsonl").read_text().splitlines()]
+    assert [entry["stage"] for entry in entries] == [1, 2, 2]
+    policy = (out / "policy" / "model.safetensors").read_bytes()
+    assert json.loads((out / "policy" / "config.json").read_text())["policy_type"] == "surprise"
+    # As if it had been stopped at the boundary.
+    for step in (2, 3):
+        shutil.rmtree(out / "checkpoints" / f"step-{step:06d}")
+    shutil.rmtree(out / "policy")
+    resumed = cacovid("train", path, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert (out / "policy" / "model.safetensors").read_bytes() == policy
+
+
 def test_filter(cacovid, config, tmp_path):
     done = cacovid("filter", config(), "kept.json", "--json")
     assert done.returncode == 0, done.stderr
