@@ -22,7 +22,12 @@ def chat_prompt(processor: Any, text: str) -> str:
 
 
 def video_inputs(
-    model: Any, processor: Any, frames: np.ndarray, text: str, prompt: str | None = None
+    model: Any,
+    processor: Any,
+    frames: np.ndarray,
+    text: str,
+    prompt: str | None = None,
+    told: Any = None,
 ) -> dict[str, Any]:
     """Inputs of a question on a video, on the model's device.
 
@@ -32,18 +37,25 @@ def video_inputs(
         frames: `[F, H, W, 3]` uint8.
         text: What the user says.
         prompt: The whole prompt, where it is not `chat_prompt` of the text.
+        told: `VideoFrames.hf()` of the frames, for the families that are told when a frame was
+            shown.
 
     Returns:
-        `input_ids` and `attention_mask` `[1, W]`, `pixel_values_videos`, and what else the
-        processor gives.
+        `input_ids` and `attention_mask` `[1, W]`, the pixels, and what else the processor gives.
     """
     prompt = chat_prompt(processor, text) if prompt is None else prompt
-    batch = processor(text=[prompt], videos=[frames], return_tensors="pt", padding=True)
-    pixels = batch["pixel_values_videos"].to(model.dtype)
-    return {
-        name: value.to(model.device) if isinstance(value, Tensor) else value
-        for name, value in {**batch, "pixel_values_videos": pixels}.items()
-    }
+    batch = processor(
+        text=[prompt], videos=[frames], return_tensors="pt", padding=True,
+        # The frames are chosen: a processor must not choose among them once more.
+        do_sample_frames=False, **({} if told is None else {"video_metadata": [told]}),
+    )  # fmt: skip
+    return {name: _placed(model, name, value) for name, value in batch.items()}
+
+
+def _placed(model: Any, name: str, value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(model.device, model.dtype if name.startswith("pixel_values") else value.dtype)
 
 
 def text_inputs(model: Any, processor: Any, text: str, placeholders: int) -> dict[str, Any]:

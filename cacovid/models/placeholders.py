@@ -273,8 +273,8 @@ class PlaceholderAdapter:
         by_features = self.hands_over_features
         if not by_features and DEEPSTACK in embedded.prompt.extras:
             raise UnsupportedModelError(
-                f"{self.model_types[0]} puts visual features into several layers, which "
-                f"transformers takes since 5.18; installed is {'.'.join(map(str, release()))}. "
+                f"the model puts visual features into several layers (deepstack); transformers "
+                f"takes pruned ones since 5.18, and {'.'.join(map(str, release()))} is installed. "
                 f"Install a newer one"
             )
         out: dict[str, Any] = dict(

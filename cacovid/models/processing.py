@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -56,6 +56,24 @@ class VideoSettings:
         """Tokens of a frame after pooling: `ceil(sqrt(num_image_tokens) / 2)^2`."""
         return math.ceil(math.isqrt(self.num_image_tokens) / 2) ** 2
 
+    def resized(self, frames: Tensor, height: int, width: int) -> Tensor:
+        """uint8 frames `[F, 3, H, W]` in another size."""
+        if tuple(frames.shape[-2:]) == (height, width):
+            return frames
+        smooth = self.resample != "nearest-exact"
+        # In uint8, as torchvision does: torch rounds and clamps inside, with integer weights.
+        return functional.interpolate(
+            frames, size=(height, width), mode=self.resample,
+            antialias=smooth, align_corners=False if smooth else None,
+        )  # fmt: skip
+
+    def normalised(self, frames: Tensor) -> Tensor:
+        """float32 of uint8 frames: rescaled, and by mean and standard deviation."""
+        # One step, with the rescaling inside mean and std, as the fast processor does.
+        mean = torch.tensor(self.mean) * (1.0 / self.rescale)
+        std = torch.tensor(self.std) * (1.0 / self.rescale)
+        return (frames.float() - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+
 
 class VideoProcessor:
     """LLaVA-OneVision's processor for text and videos, without torchvision.
@@ -70,6 +88,9 @@ class VideoProcessor:
         video_token: The placeholder of a video in a text.
         chat_template: Jinja template; the tokenizer's own when omitted.
     """
+
+    #: `processor_class` of the model's files that it serves for.
+    processor_classes: ClassVar[tuple[str, ...]] = ("LlavaOnevisionProcessor",)
 
     def __init__(
         self,
@@ -99,20 +120,21 @@ class VideoProcessor:
         """
         from transformers import AutoTokenizer
 
-        found = {file: _read_json(name, file, hub) for file in _FILES}
-        common = found["processor_config.json"] or {}
-        video = common.get("video_processor") or found["video_preprocessor_config.json"]
-        video = video or found["preprocessor_config.json"]
-        if not video:
-            raise UnsupportedModelError(
-                f"{str(name)!r} holds no processor settings; expected processor_config.json with a "
-                f"video_processor, or video_preprocessor_config.json"
-            )
+        video, common = read_settings(name, hub)
         return cls(
             AutoTokenizer.from_pretrained(name, **hub),
-            _settings(video, common),
+            cls.settings_of(video, common),
             video_token=common.get("video_token", "<video>"),
         )
+
+    @classmethod
+    def settings_of(cls, video: Mapping[str, Any], common: Mapping[str, Any]) -> Any:
+        """The settings that the files give.
+
+        Raises:
+            UnsupportedModelError: if they ask for something that is not done here.
+        """
+        return _settings(video, common)
 
     def __call__(
         self,
@@ -122,6 +144,7 @@ class VideoProcessor:
         *,
         return_tensors: str = "pt",
         padding: bool | str = True,
+        video_metadata: Any = None,
         **options: Any,
     ) -> Any:
         """Model inputs of one prompt or several.
@@ -133,11 +156,14 @@ class VideoProcessor:
                 `[F, 3, H, W]`, numpy or torch, of any size.
             return_tensors: `"pt"`.
             padding: As the tokenizer takes it.
+            video_metadata: A `transformers.video_utils.VideoMetadata` per video, for the families
+                that are told when a frame was shown; others do not look at it.
             **options: Further options of the tokenizer (`truncation`, `max_length`).
 
         Returns:
-            A `BatchFeature` with `input_ids`, `attention_mask` and `pixel_values_videos`
-            `[V, F, 3, S, S]` float32; a list of `[F, 3, S, S]` where the videos differ in length.
+            A `BatchFeature` with `input_ids`, `attention_mask` and the videos' pixels, as the
+            family has them: here `pixel_values_videos` `[V, F, 3, S, S]` float32; a list of
+            `[F, 3, S, S]` where the videos differ in length.
 
         Raises:
             InvalidInputError: for images, frames that are no uint8 RGB, or a number of video
@@ -158,31 +184,42 @@ class VideoProcessor:
         texts = [text] if isinstance(text, str) else list(text)
         clips = [_as_frames(video) for video in _as_list(videos)]
         options.pop("do_sample_frames", None)
+        told = [None] * len(clips) if video_metadata is None else list(video_metadata)
+        if len(told) != len(clips):
+            raise InvalidInputError(
+                f"video_metadata has {len(told)} entries for {len(clips)} videos; give one each"
+            )
+        pixels, shown = self.prepare(clips, told)
         encoded = self.tokenizer(
-            self._expand(texts, [len(clip) for clip in clips]),
-            return_tensors="pt", padding=padding, **options,
-        )  # fmt: skip
-        data = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
-        if clips:
-            pixels = [self.pixels(clip) for clip in clips]
-            same = len({clip.shape[0] for clip in pixels}) == 1
-            data["pixel_values_videos"] = torch.stack(pixels) if same else pixels
-        return BatchFeature(data)
+            self._expand(texts, shown), return_tensors="pt", padding=padding, **options
+        )
+        ids = encoded["input_ids"]
+        data = {"input_ids": ids, "attention_mask": encoded["attention_mask"]}
+        return BatchFeature({**data, **self.token_types(ids), **(pixels if clips else {})})
+
+    def prepare(
+        self, clips: Sequence[Tensor], told: Sequence[Any]
+    ) -> tuple[dict[str, Any], list[str]]:
+        """The videos' pixels by input name, and what stands for each video in the text.
+
+        Args:
+            clips: uint8 `[F, 3, H, W]` each.
+            told: A `VideoMetadata` or None each.
+        """
+        pixels = [self.pixels(clip) for clip in clips]
+        same = len({clip.shape[0] for clip in pixels}) == 1
+        shown = [self.video_token * self._placeholders(len(clip)) for clip in clips]
+        return {"pixel_values_videos": torch.stack(pixels) if same else pixels}, shown
+
+    def token_types(self, ids: Tensor) -> dict[str, Tensor]:
+        """Further inputs of the prompt's shape `[B, W]`."""
+        return {}
 
     def pixels(self, frames: Tensor) -> Tensor:
         """`[F, 3, S, S]` float32 of uint8 frames `[F, 3, H, W]`: resized, rescaled, normalised."""
-        wanted = (self.settings.height, self.settings.width)
-        if tuple(frames.shape[-2:]) != wanted:
-            smooth = self.settings.resample != "nearest-exact"
-            # In uint8, as torchvision does: torch rounds and clamps inside, with integer weights.
-            frames = functional.interpolate(
-                frames, size=wanted, mode=self.settings.resample,
-                antialias=smooth, align_corners=False if smooth else None,
-            )  # fmt: skip
-        # One step, with the rescaling inside mean and std, as the fast processor does.
-        mean = torch.tensor(self.settings.mean) * (1.0 / self.settings.rescale)
-        std = torch.tensor(self.settings.std) * (1.0 / self.settings.rescale)
-        return (frames.float() - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+        return self.settings.normalised(
+            self.settings.resized(frames, self.settings.height, self.settings.width)
+        )
 
     def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
         """The prompt of a conversation, by the model's chat template.
@@ -210,19 +247,18 @@ class VideoProcessor:
         """As `tokenizer.batch_decode`."""
         return self.tokenizer.batch_decode(*args, **kwargs)
 
-    def _expand(self, texts: Sequence[str], lengths: Sequence[int]) -> list[str]:
+    def _expand(self, texts: Sequence[str], shown: Sequence[str]) -> list[str]:
         found = sum(text.count(self.video_token) for text in texts)
-        if found != len(lengths):
+        if found != len(shown):
             raise InvalidInputError(
-                f"the text holds {found} {self.video_token} tokens for {len(lengths)} videos; "
+                f"the text holds {found} {self.video_token} tokens for {len(shown)} videos; "
                 f"expected one each, in order"
             )
-        left = iter(lengths)
+        left = iter(shown)
         out = []
         for text in texts:
             first, *others = text.split(self.video_token)
-            runs = [self.video_token * self._placeholders(next(left)) + part for part in others]
-            out.append(first + "".join(runs))
+            out.append(first + "".join(next(left) + part for part in others))
         return out
 
     def _placeholders(self, frames: int) -> int:
@@ -240,10 +276,50 @@ def load_processor(name: str | PathLike[str], **hub: Any) -> Any:
     try:
         import torchvision  # noqa: F401
     except Exception:  # a torchvision built for another torch fails in many ways
-        return VideoProcessor.from_pretrained(name, **hub)
+        return _own_processor(name, hub)
     from transformers import AutoProcessor
 
     return AutoProcessor.from_pretrained(name, **hub)
+
+
+def _own_processor(name: str | PathLike[str], hub: Mapping[str, Any]) -> Any:
+    """The processor without torchvision of the model's family."""
+    from cacovid.models.frame_processing import InternVLVideoProcessor, LlavaNextVideoProcessor
+    from cacovid.models.qwen_processing import QwenVideoProcessor
+
+    _, common = read_settings(name, hub)
+    kind = common.get("processor_class") or "LlavaOnevisionProcessor"
+    for own in (
+        VideoProcessor, QwenVideoProcessor, LlavaNextVideoProcessor, InternVLVideoProcessor,
+    ):  # fmt: skip
+        if kind in own.processor_classes:
+            return own.from_pretrained(name, **hub)
+    raise UnsupportedModelError(
+        f"{str(name)!r} has a {kind}, whose work is not done here without torchvision; install "
+        f"torchvision to use the model's own processor"
+    )
+
+
+def read_settings(
+    name: str | PathLike[str], hub: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A model's settings for videos, and those of its processor as a whole.
+
+    Raises:
+        UnsupportedModelError: if there are none.
+    """
+    found = {file: _read_json(name, file, hub) for file in _FILES}
+    common = found["processor_config.json"] or {}
+    video = common.get("video_processor") or found["video_preprocessor_config.json"]
+    video = video or found["preprocessor_config.json"]
+    if not video:
+        raise UnsupportedModelError(
+            f"{str(name)!r} holds no processor settings; expected processor_config.json with a "
+            f"video_processor, or video_preprocessor_config.json"
+        )
+    # Older files name the processor beside the pixels' settings.
+    kind = common.get("processor_class") or video.get("processor_class")
+    return video, {**common, "processor_class": kind}
 
 
 def write_processor(
@@ -330,6 +406,25 @@ def _settings(video: Mapping[str, Any], common: Mapping[str, Any]) -> VideoSetti
             f"the processor resizes to {size}; expected a fixed height and width. Install "
             f"torchvision to use the model's own processor"
         )
+    tokens = common.get("num_image_tokens") or video.get("num_image_tokens")
+    return VideoSettings(
+        height=int(size["height"]),
+        width=int(size["width"]),
+        num_image_tokens=int(tokens or 729),
+        **pixel_settings(video),
+    )
+
+
+def pixel_settings(video: Mapping[str, Any], **defaults: tuple[float, ...]) -> dict[str, Any]:
+    """`mean`, `std`, `resample` and `rescale` of a processor's JSON.
+
+    Args:
+        video: The JSON.
+        **defaults: `mean` and `std` of the family, where the JSON says nothing.
+
+    Raises:
+        UnsupportedModelError: for settings that are not done here.
+    """
     resample = int(video.get("resample", 3))
     wanted = all(video.get(name, True) for name in ("do_resize", "do_rescale", "do_normalize"))
     if resample not in _RESAMPLE or not wanted:
@@ -337,16 +432,13 @@ def _settings(video: Mapping[str, Any], common: Mapping[str, Any]) -> VideoSetti
             f"the processor's settings (resample={resample}, steps left out: {not wanted}) are not "
             f"done here. Install torchvision to use the model's own processor"
         )
-    tokens = common.get("num_image_tokens") or video.get("num_image_tokens")
-    return VideoSettings(
-        height=int(size["height"]),
-        width=int(size["width"]),
-        mean=tuple(video.get("image_mean", (0.5, 0.5, 0.5))),
-        std=tuple(video.get("image_std", (0.5, 0.5, 0.5))),
-        resample=_RESAMPLE[resample],
-        rescale=float(video.get("rescale_factor", 1 / 255)),
-        num_image_tokens=int(tokens or 729),
-    )
+    half = (0.5, 0.5, 0.5)
+    return {
+        "mean": tuple(video.get("image_mean") or defaults.get("mean", half)),
+        "std": tuple(video.get("image_std") or defaults.get("std", half)),
+        "resample": _RESAMPLE[resample],
+        "rescale": float(video.get("rescale_factor", 1 / 255)),
+    }
 
 
 def _read_json(

@@ -201,8 +201,8 @@ class VideoQA:
         asked = with_options(question, options)
         clock = StageClock(self.model.device, on_stage)
         with clock(READ):
-            frames, timestamps = self._frames(video)
-            inputs = video_inputs(self.model, self.processor, frames, asked)
+            frames, timestamps, told = self._frames(video)
+            inputs = video_inputs(self.model, self.processor, frames, asked, told=told)
             chooser = self._memory.remembering(chooser, video_key(video, frames))
         pruned = prepare_inputs(
             self.model, inputs, chooser, float(retention), seed=seed, question=asked,
@@ -238,7 +238,8 @@ class VideoQA:
             self._named[method] = resolve_method(method, self.model)
         return self._named[method]
 
-    def _frames(self, video: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    def _frames(self, video: Any) -> tuple[np.ndarray, np.ndarray | None, Any]:
+        """Frames, their seconds, and what a processor is told of the file."""
         if isinstance(video, Tensor):
             video = video.cpu().numpy()
         if isinstance(video, np.ndarray):
@@ -248,12 +249,13 @@ class VideoQA:
                     f"[F, H, W, 3]"
                 )
             count = min(len(video), self.reading.max_frames)
-            return video[np.linspace(0, len(video) - 1, count).round().astype(np.int64)], None
+            shown = np.linspace(0, len(video) - 1, count).round().astype(np.int64)
+            return video[shown], None, None
         from cacovid.video import FrameSampling, read_frames
 
         sampling = FrameSampling(max_frames=self.reading.max_frames, fps=self.reading.fps)
         read = read_frames(video, sampling)
-        return read.frames, read.timestamps
+        return read.frames, read.timestamps, read.hf()
 
 
 def with_options(question: str, options: Sequence[str] | None) -> str:

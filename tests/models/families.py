@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from cacovid.models.generation import release
+
 QUESTIONS = ("what colour is the first thing ?", "which is last ? A . red B . green", "what ?")
 
 WORDS = """
@@ -56,13 +58,15 @@ class Family:
     make_inputs: Callable
     #: Tokens of each of a request's videos.
     tokens: Callable[[Request], tuple[int, ...]]
+    #: The first release of transformers that takes its pruned prompts.
+    since: tuple[int, int] = (5, 4)
 
     def __repr__(self) -> str:
         return self.name
 
 
-def make_tokenizer():
-    """A tokenizer of whole words, with the template's markers."""
+def make_tokenizer(**names):
+    """A tokenizer of whole words, with the template's markers; `names` of tokens go along."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -75,6 +79,7 @@ def make_tokenizer():
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", unk_token="<unk>", eos_token="<|im_end|>",
         additional_special_tokens=SPECIAL, padding_side="left",
+        **({"extra_special_tokens": names} if names else {}),
     )  # fmt: skip
 
 
@@ -235,7 +240,8 @@ def _qwen_inputs(tokenizer, requests, *, seconds=False, timestamps=False):
         pixels = [_pixels(clip, _size(CLIPS[clip]), width) for clip in videos]
         inputs["pixel_values_videos"] = torch.cat(pixels)
         inputs["video_grid_thw"] = torch.tensor([CLIPS[clip] for clip in videos])
-        if seconds:
+        # Old releases use a video's seconds up for an image.
+        if seconds and not (images and release() < (5, 17)):
             inputs["second_per_grid_ts"] = torch.tensor([0.5 + clip for clip in videos])
     if images:
         inputs["pixel_values"] = torch.cat([_pixels(90, _size(PICTURE), width) for _ in images])
@@ -318,23 +324,23 @@ def _pixels(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _qwen(name, make_model, **how):
+def _qwen(name, make_model, since=(5, 4), **how):
     def make_inputs(tokenizer, requests: Sequence[Request]):
         return _qwen_inputs(tokenizer, requests, **how)
 
     def tokens(request):
         return tuple(_merged(CLIPS[clip]) for clip in request.clips)
 
-    return Family(name, make_model, make_inputs, tokens)
+    return Family(name, make_model, make_inputs, tokens, since)
 
 
 FAMILIES = (
     _qwen("qwen2_vl", qwen2_vl),
     _qwen("qwen2_5_vl", qwen2_5_vl, seconds=True),
-    _qwen("qwen3_vl", qwen3_vl, timestamps=True),
+    _qwen("qwen3_vl", qwen3_vl, since=(5, 18), timestamps=True),
     Family("llava_next_video", llava_next_video, _llava_inputs, _llava_tokens),
     Family("internvl", internvl, _internvl_inputs, _internvl_tokens),
 )
 
 #: Of the same adapter as one above; what differs is the decoder.
-VARIANTS = (_qwen("qwen3_vl_moe", qwen3_vl_moe, timestamps=True),)
+VARIANTS = (_qwen("qwen3_vl_moe", qwen3_vl_moe, since=(5, 18), timestamps=True),)

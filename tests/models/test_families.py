@@ -10,6 +10,7 @@ import torch
 
 from cacovid.errors import InvalidInputError, UnsupportedModelError
 from cacovid.models import QuestionSource, adapter_for, attach, prune_inputs
+from cacovid.models.generation import release
 from tests.models.families import FAMILIES, QUESTIONS, VARIANTS, Request, make_tokenizer
 
 NEW = {"max_new_tokens": 6, "do_sample": False}
@@ -25,12 +26,18 @@ REQUESTS = (
 def case(request):
     """A family with its tokenizer, its model and a ragged batch."""
     family, tokenizer = request.param, make_tokenizer()
+    skip_old(family)
     model = family.make_model(tokenizer)
     adapter = adapter_for(model)
     return SimpleNamespace(
         family=family, tokenizer=tokenizer, model=model, adapter=adapter,
         batch=family.make_inputs(tokenizer, REQUESTS),
     )  # fmt: skip
+
+
+def skip_old(family):
+    if release() < family.since:
+        pytest.skip(f"needs transformers {family.since}")
 
 
 def video_token(case):
@@ -68,6 +75,7 @@ def test_keeping_everything_is_plain_generate(case):
 
 @pytest.mark.parametrize("family", VARIANTS, ids=repr)
 def test_variants_of_a_family(family):
+    skip_old(family)
     tokenizer = make_tokenizer()
     model, batch = family.make_model(tokenizer), family.make_inputs(tokenizer, REQUESTS)
     plain = model.generate(**batch, **NEW)
@@ -375,6 +383,19 @@ def test_streaming(case):
     streamer = Collect(case.tokenizer, skip_prompt=True)
     out = answers(case.model, pruned.inputs, streamer=streamer)
     assert streamer.text.strip() == case.tokenizer.decode(out[0]).strip()
+
+
+def test_releases_before_the_handing_over_of_features(case, monkeypatch):
+    """The same prompts as embeddings, or an error where that would lose features."""
+    expected = answers(case.model, pruned_of(case, case.batch).inputs)
+    monkeypatch.setattr("cacovid.models.placeholders.release", lambda: (5, 17))
+    if case.family.since > (5, 17):
+        with pytest.raises(UnsupportedModelError, match=r"since 5\.18, and 5\.17 is installed"):
+            pruned_of(case, case.batch)
+    else:
+        inputs = pruned_of(case, case.batch).inputs
+        assert "inputs_embeds" in inputs
+        assert torch.equal(answers(case.model, inputs), expected)
 
 
 def test_features_serve_a_further_question(case):
