@@ -118,9 +118,9 @@ class Trials:
             path = _file(sample, Path(folder))  # writing a scene's file is no part of reading it
             clock = StageClock(self.model.device)
             with clock(READ):
-                frames, timestamps = self._frames(path)
+                frames, timestamps, told = self._frames(path)
                 text = word_problem(sample)
-                inputs = video_inputs(self.model, self.processor, frames, text)
+                inputs = video_inputs(self.model, self.processor, frames, text, told=told)
         source = QuestionSource(text=text, tokenizer=self.processor.tokenizer, required=True)
         first = self._adapter.embed(self.model, inputs, (), question=source)
         shared = {READ: clock.seconds[READ], VISION: first.vision_seconds}
@@ -160,12 +160,12 @@ class Trials:
         """The seconds by stage alone, one dictionary per condition."""
         return tuple(trial.seconds for trial in self(sample, seed).trials)
 
-    def _frames(self, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    def _frames(self, path: Path) -> tuple[np.ndarray, np.ndarray | None, Any]:
         from cacovid.video import FrameSampling, read_frames
 
         sampling = FrameSampling(max_frames=self.reading.max_frames, fps=self.reading.fps)
         read = read_frames(path, sampling)
-        return read.frames, read.timestamps
+        return read.frames, read.timestamps, read.hf()
 
 
 def _file(sample: TrainingSample, folder: Path) -> Path:

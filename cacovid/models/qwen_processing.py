@@ -194,7 +194,7 @@ class QwenVideoProcessor(VideoProcessor):
         if not self.settings.timestamps:
             return frame * t
         depth = self.settings.temporal_patch_size
-        times = [*times, *times[-1:] * (-len(times) % depth)]
+        times = [*times, *[times[-1]] * (-len(times) % depth)]
         # Of a patch several frames deep, the middle between its first and last one.
         middles = [(times[i * depth] + times[(i + 1) * depth - 1]) / 2 for i in range(t)]
         return "".join(f"<{second:.1f} seconds>{_START}{frame}{_END}" for second in middles)
