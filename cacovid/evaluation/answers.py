@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cacovid.methods import LayerHook
 from cacovid.models.base import EmbeddedInputs
 from cacovid.models.generation import fixed_settings
+from cacovid.models.inside import running
 from cacovid.models.registry import adapter_for
 from cacovid.models.repack import shorten
 from cacovid.train.choices import letter_ids
@@ -28,10 +30,12 @@ class Request:
     Args:
         prepared: The embedded question.
         selection: The kept tokens.
+        hook: What prunes inside the language model, if a method does.
     """
 
     prepared: PreparedSample
     selection: Selection
+    hook: LayerHook | None = None
 
     @property
     def length(self) -> int:
@@ -48,7 +52,7 @@ class Reply:
     Args:
         answer: The letter of a multiple choice, else the text.
         mark: In [0, 1].
-        tokens: Kept video tokens.
+        tokens: Kept video tokens; where a method prunes inside, those that the last layer ran on.
         entering: Tokens that entered the language model.
     """
 
@@ -125,11 +129,12 @@ class Answerer:
         sample = request.prepared.sample
         inputs = adapter_for(self.model).prune(request.prepared.embedded, request.selection)
         by_letters = _by_letters(request)
-        out = self.model.generate(
-            **inputs, **fixed_settings(), do_sample=False, num_beams=1,
-            max_new_tokens=1 if by_letters else self._longest(sample),
-            return_dict_in_generate=True, output_logits=by_letters,
-        )  # fmt: skip
+        with running(self.model, request.hook):
+            out = self.model.generate(
+                **inputs, **fixed_settings(), do_sample=False, num_beams=1,
+                max_new_tokens=1 if by_letters else self._longest(sample),
+                return_dict_in_generate=True, output_logits=by_letters,
+            )  # fmt: skip
         if by_letters:
             logits = out.logits[0][0].float().cpu()
             ids = letter_ids(self.tokenizer, sample.letters)
@@ -208,7 +213,10 @@ def _packs(request: Request) -> bool:
     """Whether embeddings and one row of positions say all of a prompt to its model.
 
     Positions of several axes, and features for the decoder's later layers, go by the adapter.
+    What prunes inside the language model takes one prompt at a time.
     """
+    if request.hook is not None:
+        return False
     features = request.prepared.embedded.features
     deepstack = () if features is None else features.deepstack
     return request.prepared.prompt.position_ids.dim() == 1 and not deepstack
@@ -233,4 +241,5 @@ def _reply(request: Request, answer: str) -> Reply:
         value = float(answer == sample.solution)
     else:
         value = mark(answer, sample.solution, sample.problem_type)
-    return Reply(answer, value, sum(request.selection.counts), request.length)
+    kept = request.selection if request.hook is None else request.hook.selection
+    return Reply(answer, value, sum(kept.counts), request.length)

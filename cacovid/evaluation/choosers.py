@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -12,8 +12,8 @@ from torch import nn
 
 from cacovid import methods
 from cacovid.errors import CacovidError, InvalidInputError
-from cacovid.methods import Method, ScoredMethod
-from cacovid.models.prune import check_selection
+from cacovid.methods import LayerHook, Method, ScoredMethod
+from cacovid.models.prune import check_selection, keep_everything
 from cacovid.models.resolve import resolve_method
 from cacovid.synthetic.questions import Question
 from cacovid.synthetic.tiny.choices import Choice, any_object, asked_object, every_object
@@ -35,10 +35,18 @@ class Chosen:
     Args:
         selection: The kept tokens.
         scores: What it thinks of each token; None where it does not score.
+        hook: For a method that prunes inside the language model: what the model has to run with;
+            `selection` is everything then, as all of it goes in.
     """
 
     selection: Selection
     scores: Scores | None = None
+    hook: LayerHook | None = None
+
+    @property
+    def kept(self) -> Selection:
+        """`selection`, or what the last layer ran on where a hook pruned inside."""
+        return self.selection if self.hook is None else self.hook.selection
 
 
 class Chooser(Protocol):
@@ -87,6 +95,9 @@ class MethodChooser:
             InvalidInputError: for NaN scores, or another number of tokens than the budget.
         """
         prompt, method = prepared.prompt, self.method
+        if getattr(method, "inside", False):
+            hooks = [cast(Any, method)(prompt, r, seed=seed) for r in retentions]
+            return [Chosen(keep_everything(prompt), hook=hook) for hook in hooks]
         if isinstance(method, ScoredMethod):
             scores = method.scores(prompt, seed=seed)
             return [self._checked(method.select(scores, prompt, r), scores, prompt, r)

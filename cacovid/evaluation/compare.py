@@ -11,7 +11,7 @@ import torch
 
 from cacovid.errors import VideoReadError
 from cacovid.evaluation.answers import Answerer, Reply, Request, same_answer
-from cacovid.evaluation.choosers import Chooser
+from cacovid.evaluation.choosers import Chooser, Chosen
 from cacovid.train.data import TrainingSample
 from cacovid.train.encoding import PreparedSample, SampleEncoder
 from cacovid.types import Grid, Selection
@@ -228,9 +228,9 @@ class Evaluator:
         except VideoReadError as error:
             return [_result(samples[n], unreadable=str(error)) for n in numbers]
         requests = [
-            Request(one, selection)
+            Request(one, chosen.selection, chosen.hook)
             for one, number in zip(prepared, numbers, strict=True)
-            for selection in self._selections(one, number)
+            for chosen in self._choices(one, number)
         ]
         replies = self.answerer(requests)
         width = len(self.conditions)
@@ -246,10 +246,10 @@ class Evaluator:
     def _seed_of(self, number: int) -> int:
         return self.seed * 1_000_003 + number
 
-    def _selections(self, prepared: PreparedSample, number: int) -> list[Selection]:
-        everything = keep_all(prepared.prompt.grid, prepared.prompt.embeds.device)
+    def _choices(self, prepared: PreparedSample, number: int) -> list[Chosen]:
+        everything = Chosen(keep_all(prepared.prompt.grid, prepared.prompt.embeds.device))
         chosen = [
-            one.selection
+            one
             for chooser in self.choosers
             for one in chooser(prepared, self.retentions, self._seed_of(number))
         ]

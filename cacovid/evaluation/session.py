@@ -16,6 +16,7 @@ from cacovid.evaluation.compare import Comparison, Evaluator, Result, conditions
 from cacovid.evaluation.processes import Processes
 from cacovid.evaluation.records import Records
 from cacovid.evaluation.trials import Trials
+from cacovid.models.inside import running
 from cacovid.models.resolve import BESIDE, POLICY_FOLDER, policies_beside
 from cacovid.train.choices import letter_ids
 from cacovid.train.data import Samples, TrainingSample, read_sample_frames
@@ -171,7 +172,9 @@ class EvaluationRun:
         sample = self._first_readable()
 
         def try_out(chooser: Chooser) -> None:
-            chooser(self._encoder(chooser.needs)(sample), [0.5], self.seed)
+            (chosen,) = chooser(self._encoder(chooser.needs)(sample), [0.5], self.seed)
+            with running(self.qa.model, chosen.hook):
+                pass  # refuses a model whose layers it does not know
 
         place = self.qa.model.name_or_path
         stored = tuple(policies_beside(Path(place))) if place else ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from cacovid.models.base import QuestionSource
 from cacovid.models.defaults import ReadingDefaults
 from cacovid.models.generation import DECODE, PREFILL, fixed_settings, generate_timed
 from cacovid.models.inputs import video_inputs
+from cacovid.models.inside import running
 from cacovid.models.registry import adapter_for
 from cacovid.models.timing import StageClock
 from cacovid.train.data import TrainingSample
@@ -145,10 +146,12 @@ class Trials:
             again = embedded.features is not first.features
             vision = embedded.vision_seconds if again else 0.0
             clock.add(COMPRESS, clock.now() - begin - vision)
-            answer = generate_timed(
-                self.model, self.processor.tokenizer, {**shortened, **fixed_settings()}, clock,
-                self.max_new_tokens,
-            )  # fmt: skip
+            with running(self.model, chosen.hook):
+                answer = generate_timed(
+                    self.model, self.processor.tokenizer, {**shortened, **fixed_settings()}, clock,
+                    self.max_new_tokens,
+                )  # fmt: skip
+            chosen = replace(chosen, selection=chosen.kept)
             entering = int(shortened["input_ids"].shape[1])
             seconds = {**shared, **clock.seconds}
             if again:

@@ -32,6 +32,7 @@ def running(model: nn.Module, hook: LayerHook | None) -> Iterator[LayerHook | No
         hook: What an in-LLM method gave; None: nothing happens.
 
     Raises:
+        InvalidInputError: if the model has too few layers for the method.
         UnsupportedModelError: for layers with a sliding window or without separate q and k; in
             the forward, for batches, prefill in pieces, and caches of a fixed length.
     """
@@ -47,6 +48,7 @@ def running(model: nn.Module, hook: LayerHook | None) -> Iterator[LayerHook | No
     layers = list(decoder.layers)
     for number, layer in enumerate(layers):
         _check_layer(number, layer)
+    hook.begin(len(layers))
     run = _Run(hook, len(layers))
     handles = []
     try:

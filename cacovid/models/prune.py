@@ -165,7 +165,7 @@ def prepare_inputs(
     hook = None
     if inside:
         hook = cast(Any, method)(embedded.prompt, retention, seed=seed)
-        selection, scores = _everything(embedded.prompt), None
+        selection, scores = keep_everything(embedded.prompt), None
     else:
         selection, scores = select(method, embedded.prompt, retention, seed=seed)
     shortened = adapter.prune(embedded, selection, positions)
@@ -218,7 +218,8 @@ def check_selection(
         )
 
 
-def _everything(prompt: Prompt) -> Selection:
+def keep_everything(prompt: Prompt) -> Selection:
+    """The selection of all tokens."""
     grid = prompt.grid
     keep = torch.arange(grid.num_tokens, device=prompt.embeds.device)
     return Selection(keep, grid, grid.tokens_per_video)

@@ -239,3 +239,24 @@ def test_a_further_question_on_a_video_of_more_than_tokens(random_qa, samples):
     assert found[1].embedded.features is found[0].embedded.features
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one.prompt.embeds, other.prompt.embeds, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["fastv", "framefusion"])
+@pytest.mark.filterwarnings("ignore:.*layer-averaged retention")
+def test_methods_inside_the_language_model_are_compared_too(name, random_qa, samples):
+    run = make_run(random_qa, samples, names=(name, "uniform"))
+    encoder, qa = run._encoder(frozenset()), random_qa
+    prepared = encoder(samples[0])
+    (chooser,) = choosers([name], qa.model)
+    whole, part = chooser(prepared, [1.0, 0.4], 0)
+    answerer = Answerer(qa.model, qa.processor.tokenizer, 4)
+    plain = Chosen(whole.selection)
+    requests = [Request(prepared, c.selection, c.hook) for c in (plain, whole, part)]
+    uncompressed, same, fewer = answerer(requests)
+    assert same.answer == uncompressed.answer and same.tokens == 576
+    # All tokens enter; the last layer runs on those that are told.
+    assert fewer.entering == uncompressed.entering
+    assert fewer.tokens == part.hook.tokens_per_layer[-1] < 576
+    timed = Trials(qa.model, qa.processor, [chooser], [0.4], qa.reading, 2)(samples[0])
+    assert timed.trials[1].chosen.kept.counts == (fewer.tokens,)
+    assert timed.trials[1].entering == fewer.entering
