@@ -22,9 +22,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 _PAGES = (
-    "README.md", "CONTRIBUTING.md", "docs/evaluation.md", "docs/methods.md", "docs/score.md",
-    "docs/training.md",
-    "docs/using-the-ops.md",
+    "README.md", "CONTRIBUTING.md", "docs/evaluation.md", "docs/methods.md", "docs/multi-turn.md",
+    "docs/score.md", "docs/training.md", "docs/using-the-ops.md",
 )  # fmt: skip
 PAGES = [name for name in _PAGES if (ROOT / name).is_file()]
 

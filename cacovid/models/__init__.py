@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from cacovid.models.attachment import Attachment, attach
     from cacovid.models.attention_scores import received_attention
     from cacovid.models.base import Adapter, EmbeddedInputs, Positions, QuestionSource
+    from cacovid.models.conversation import Conversation
     from cacovid.models.inside import running
     from cacovid.models.llava_onevision import LlavaOnevisionAdapter
+    from cacovid.models.memory import SelectionMemory
     from cacovid.models.processing import VideoProcessor, load_processor, write_processor
     from cacovid.models.prune import PrunedInputs, prune_inputs
     from cacovid.models.registry import adapter_for, register_adapter, supported_model_types
@@ -24,11 +26,13 @@ _MODULES = {
     "Adapter": "base",
     "Answer": "video_qa",
     "Attachment": "attachment",
+    "Conversation": "conversation",
     "EmbeddedInputs": "base",
     "LlavaOnevisionAdapter": "llava_onevision",
     "Positions": "base",
     "PrunedInputs": "prune",
     "QuestionSource": "base",
+    "SelectionMemory": "memory",
     "VideoProcessor": "processing",
     "VideoQA": "video_qa",
     "adapter_for": "registry",
@@ -47,11 +51,13 @@ __all__ = [
     "Adapter",
     "Answer",
     "Attachment",
+    "Conversation",
     "EmbeddedInputs",
     "LlavaOnevisionAdapter",
     "Positions",
     "PrunedInputs",
     "QuestionSource",
+    "SelectionMemory",
     "VideoProcessor",
     "VideoQA",
     "adapter_for",

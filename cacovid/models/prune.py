@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from cacovid.errors import InvalidInputError, UnsupportedModelError
 from cacovid.methods import LayerHook, Method, score_and_select
-from cacovid.models.base import EmbeddedInputs, Positions, QuestionSource
+from cacovid.models.base import EmbeddedInputs, Positions, QuestionSource, VideoFeatures
 from cacovid.models.generation import fixed_settings
+from cacovid.models.memory import SelectionMemory
 from cacovid.models.registry import adapter_for
 from cacovid.models.resolve import resolve_method
 from cacovid.models.timing import StageClock
@@ -37,6 +38,7 @@ class PrunedInputs:
         removed: By how much the rows (`W`) are shorter than those given.
         hook: For a method that prunes inside the language model: what the model has to run with
             (`cacovid.models.running`). `selection` is everything then, as all of it goes in.
+        features: The videos' features, for a further question on them.
     """
 
     prepared: dict[str, Any]
@@ -46,6 +48,7 @@ class PrunedInputs:
     method: str
     removed: int
     hook: LayerHook | None = None
+    features: VideoFeatures | None = None
 
     @property
     def kept(self) -> Selection:
@@ -94,6 +97,8 @@ def prune_inputs(
     question: str | Sequence[str] | Tensor | None = None,
     tokenizer: Any = None,
     on_stage: Callable[[str], None] | None = None,
+    features: VideoFeatures | None = None,
+    memory: SelectionMemory | None = None,
 ) -> PrunedInputs:
     """Encodes the videos once, selects tokens, and shortens the prompts; patches nothing.
 
@@ -115,6 +120,10 @@ def prune_inputs(
             `[B, W]` bool mask; found from the template's markers when omitted.
         tokenizer: The model's tokenizer; by default the one stored beside its weights.
         on_stage: Called with each stage's name when it begins.
+        features: The same videos' features from an earlier call (`PrunedInputs.features`): the
+            vision tower does not run, and the inputs need no pixels.
+        memory: Tokens of earlier questions on the same videos that stay beside those selected now;
+            the new selection goes into it. The prompt then holds more than the retention.
 
     Raises:
         UnsupportedModelError: if no adapter serves the model, the model is set to prefill in
@@ -132,7 +141,7 @@ def prune_inputs(
         )
     return prepare_inputs(
         model, inputs, method, retention, seed=seed, positions=positions, question=question,
-        tokenizer=tokenizer, on_stage=on_stage,
+        tokenizer=tokenizer, on_stage=on_stage, features=features, memory=memory,
     )  # fmt: skip
 
 
@@ -148,6 +157,8 @@ def prepare_inputs(
     question: str | Sequence[str] | Tensor | None = None,
     tokenizer: Any = None,
     on_stage: Callable[[str], None] | None = None,
+    features: VideoFeatures | None = None,
+    memory: SelectionMemory | None = None,
 ) -> PrunedInputs:
     """As `prune_inputs`, for a caller that runs the model with `PrunedInputs.hook`."""
     adapter = adapter_for(model)
@@ -159,7 +170,9 @@ def prepare_inputs(
 
     clock.announce(VISION)
     begin = clock.now()
-    embedded: EmbeddedInputs = adapter.embed(model, inputs, method.needs, question=source)
+    embedded: EmbeddedInputs = adapter.embed(
+        model, inputs, method.needs, question=source, features=features
+    )
     clock.add(VISION, embedded.vision_seconds)
     clock.announce(SELECT)
     hook = None
@@ -168,6 +181,8 @@ def prepare_inputs(
         selection, scores = keep_everything(embedded.prompt), None
     else:
         selection, scores = select(method, embedded.prompt, retention, seed=seed)
+        if memory is not None:
+            selection = memory.merge(selection)
     shortened = adapter.prune(embedded, selection, positions)
     clock.add(SELECT, clock.now() - begin - embedded.vision_seconds)
     return PrunedInputs(
@@ -178,6 +193,7 @@ def prepare_inputs(
         method=method.name,
         removed=embedded.input_ids.shape[1] - shortened["input_ids"].shape[1],
         hook=hook,
+        features=embedded.features,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from cacovid.models.score_memory import ScoreMemory, video_key
 from cacovid.models.storage import load_whole
 from cacovid.models.timing import StageClock
 from cacovid.types import Grid, Scores, Selection
+
+if TYPE_CHECKING:
+    from cacovid.models.conversation import Conversation, Mode
 
 READ = "read"
 
@@ -56,6 +59,8 @@ class Answer:
         question: The question as it was asked, with its options.
         method: The method's name.
         retention: Share of the tokens that was asked for.
+        shared_prefix: In a conversation: leading tokens of the prompt that the prompt before began
+            with, so that their keys and values are the same.
     """
 
     text: str
@@ -68,6 +73,7 @@ class Answer:
     question: str
     method: str
     retention: float
+    shared_prefix: int = 0
 
     @property
     def grid(self) -> Grid:
@@ -195,9 +201,7 @@ class VideoQA:
                 no uint8 RGB.
         """
         chooser = self._chooser(method)
-        if retention is None:
-            retention = self.calibrated_retention(method) or DEFAULT_RETENTION
-        Grid([(1, 1, 1)]).budgets(float(retention))
+        retention = self._retention(retention, method)
         asked = with_options(question, options)
         clock = StageClock(self.model.device, on_stage)
         with clock(READ):
@@ -205,7 +209,7 @@ class VideoQA:
             inputs = video_inputs(self.model, self.processor, frames, asked, told=told)
             chooser = self._memory.remembering(chooser, video_key(video, frames))
         pruned = prepare_inputs(
-            self.model, inputs, chooser, float(retention), seed=seed, question=asked,
+            self.model, inputs, chooser, retention, seed=seed, question=asked,
             tokenizer=self.processor.tokenizer, on_stage=on_stage,
         )  # fmt: skip
         for stage, seconds in pruned.timings.items():
@@ -217,7 +221,7 @@ class VideoQA:
         return Answer(
             text=text, selection=pruned.kept, scores=pruned.scores, timings=clock.seconds,
             tokens=pruned.tokens, frames=frames, timestamps=timestamps, question=asked,
-            method=pruned.method, retention=float(retention),
+            method=pruned.method, retention=retention,
         )  # fmt: skip
 
     def calibrated_retention(self, method: Any = None) -> float | None:
@@ -237,6 +241,49 @@ class VideoQA:
         if method not in self._named:
             self._named[method] = resolve_method(method, self.model)
         return self._named[method]
+
+    def _retention(self, retention: float | None, method: Any) -> float:
+        if retention is None:
+            retention = self.calibrated_retention(method) or DEFAULT_RETENTION
+        Grid([(1, 1, 1)]).budgets(float(retention))
+        return float(retention)
+
+    def conversation(
+        self,
+        video: str | PathLike[str] | np.ndarray | Tensor,
+        retention: float | None = None,
+        *,
+        method: Any = None,
+        mode: Mode = "fresh",
+        max_retention: float | None = None,
+        history: bool = False,
+    ) -> Conversation:
+        """Several questions on one video: the vision tower runs for the first of them only.
+
+        Args:
+            video: As in `ask`; it is read now.
+            retention: Share of the video tokens that each question selects; as in `ask`.
+            method: What chooses the tokens; as `policy` above.
+            mode: `"fresh"`: each question's tokens alone. `"sticky"`: also those of the questions
+                before it, the latest first, within `max_retention`.
+            max_retention: With `"sticky"`: share of the video tokens that are kept at most;
+                default: twice the retention.
+            history: Whether earlier questions and answers stand in the prompt.
+
+        Raises:
+            VideoReadError: if the file cannot be read.
+            InvalidInputError: for an unknown mode, a share that cannot be, frames that are no
+                uint8 RGB, or `"sticky"` with a method inside the language model.
+        """
+        from cacovid.models.conversation import Conversation
+
+        chooser, share = self._chooser(method), self._retention(retention, method)
+        frames, timestamps, told = self._frames(video)
+        chooser = self._memory.remembering(chooser, video_key(video, frames))
+        return Conversation(
+            self, frames, timestamps, chooser, retention=share, mode=mode,
+            max_retention=max_retention, history=history, told=told,
+        )  # fmt: skip
 
     def _frames(self, video: Any) -> tuple[np.ndarray, np.ndarray | None, Any]:
         """Frames, their seconds, and what a processor is told of the file."""
