@@ -1,4 +1,4 @@
-# make demo | test | setup | lint | build | test-transformers | clean
+# make demo | test | setup | lint | build | test-transformers | test-lmms | clean
 #
 # Everything runs in an environment of its own in .venv, made on first use. Variables:
 #   PYTHON=python3.12             the interpreter that .venv is made with
@@ -15,7 +15,7 @@ NATIVE := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -nam
 FORMATTED := $(NATIVE) $(wildcard tests/compile/*.cpp tests/compile/*.cu)
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo test lint build test-transformers clean FORCE
+.PHONY: setup demo test lint build test-transformers test-lmms clean FORCE
 
 setup: $(VENV)/.built
 
@@ -46,6 +46,10 @@ test: lint
 # The adapters against the oldest, a middle and the newest release of transformers.
 test-transformers: setup
 	PATH="$(abspath $(BIN)):$$PATH" tests/models/run_versions.sh
+
+# The model of lmms-eval, in a real run of it, which is installed beside the environment.
+test-lmms: setup
+	PATH="$(abspath $(BIN)):$$PATH" tests/engines/run_lmms.sh
 
 # The wheel and the source distribution, in dist/.
 build: setup

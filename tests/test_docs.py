@@ -148,7 +148,7 @@ def _problem(words: list[str]) -> str | None:
         script = words[1] if python else words[0]
         made = script.startswith(".venv/bin/")
         return None if made or (ROOT / script).is_file() else f"there is no file {script}"
-    tools = {"pytest", "ruff", "mypy", "clang-format", "cmake", "accelerate"}
+    tools = {"pytest", "ruff", "mypy", "clang-format", "cmake", "accelerate", "lmms-eval"}
     return None if words[0] in tools else f"unknown command {words[0]!r}; teach this test"
 
 

@@ -8,7 +8,13 @@ from typing import Annotated
 from tyro.conf import arg
 
 from cacovid.commands.asking import PictureCommand, check_overlay, share_to_keep
-from cacovid.commands.common import UsageError, check_retention, write_json, write_line
+from cacovid.commands.common import (
+    UsageError,
+    check_method,
+    check_retention,
+    write_json,
+    write_line,
+)
 from cacovid.commands.loading import check_policy, load_model
 from cacovid.commands.progress import progress
 
@@ -45,6 +51,8 @@ class Overlay(PictureCommand):
                 f"--method {self.method} and --policy {self.policy} both choose the tokens; give "
                 f"one"
             )
+        if self.method is not None:
+            check_method(self.method)
         if self.policy is not None:
             check_policy(self.policy)
         with progress(STAGES) as shown:

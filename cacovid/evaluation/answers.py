@@ -52,7 +52,8 @@ class Reply:
     Args:
         answer: The letter of a multiple choice, else the text.
         mark: In [0, 1].
-        tokens: Kept video tokens; where a method prunes inside, those that the last layer ran on.
+        tokens: Kept video tokens; where a method prunes inside, averaged over the layers, as its
+            budget is.
         entering: Tokens that entered the language model.
     """
 
@@ -241,5 +242,7 @@ def _reply(request: Request, answer: str) -> Reply:
         value = float(answer == sample.solution)
     else:
         value = mark(answer, sample.solution, sample.problem_type)
-    kept = request.selection if request.hook is None else request.hook.selection
-    return Reply(answer, value, sum(kept.counts), request.length)
+    tokens, hook = sum(request.selection.counts), request.hook
+    if hook is not None:
+        tokens = round(sum(hook.tokens_per_layer) / hook.depth)
+    return Reply(answer, value, tokens, request.length)

@@ -55,7 +55,7 @@ class Condition:
         method: The chooser's name.
         retention: Share of the tokens kept.
         marks: One per question.
-        tokens: Kept video tokens per question.
+        tokens: Kept video tokens per question; inside the language model: averaged over layers.
         shares: Kept share of the video tokens per question.
         entering: Tokens that entered the language model, per question.
         same: Whether the answer was the uncompressed model's, per question.

@@ -88,7 +88,7 @@ def _draw(axis: Any, rows: Sequence[dict[str, Any]], what: str) -> None:
         axis.errorbar(
             *zip(*points, strict=True), yerr=(below, above), label=name, lw=1.4, ms=5,
             color=_COLOURS[number % len(_COLOURS)], elinewidth=0.7, alpha=0.9, zorder=2,
-            marker=_MARKERS[(number // len(_COLOURS) + number) % len(_MARKERS)],
+            marker=_MARKERS[(number + 3 * (number // len(_COLOURS))) % len(_MARKERS)],
             ls=("-", "--", ":")[number // len(_COLOURS) % 3],
         )  # fmt: skip
     axis.set_xscale("log")

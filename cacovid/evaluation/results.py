@@ -19,7 +19,8 @@ def result_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
     - `accuracy`, and `low` and `high`, its 95% interval by bootstrap over videos;
     - `against`: the difference to uncompressed, paired, with its own interval;
-    - `tokens`: mean kept video tokens; `share`: mean kept share of them; `entering`: mean tokens
+    - `tokens`: mean kept video tokens (of methods inside the language model: averaged over its
+      layers); `share`: mean kept share of them; `entering`: mean tokens
       that enter the language model, text included;
     - `agreement`: share of answers that are the uncompressed model's;
     - `seconds`: medians by stage over the timed questions (empty without any): `read`, `vision`,

@@ -19,7 +19,7 @@ from cacovid.evaluation.trials import Trials
 from cacovid.models.inside import running
 from cacovid.models.resolve import BESIDE, POLICY_FOLDER, policies_beside
 from cacovid.train.choices import letter_ids
-from cacovid.train.data import Samples, TrainingSample, read_sample_frames
+from cacovid.train.data import Samples, TrainingSample, read_sample
 from cacovid.train.encoding import SampleEncoder
 from cacovid.train.marking import check_packages
 from cacovid.train.rewards import freeze
@@ -162,7 +162,7 @@ class EvaluationRun:
         return SampleEncoder(
             self.qa.model,
             self.qa.processor,
-            lambda sample: read_sample_frames(sample, reading.max_frames, reading.fps),
+            lambda sample: read_sample(sample, reading.max_frames, reading.fps),
             cached_videos=2,
             needs=needs,
         )
@@ -186,7 +186,7 @@ class EvaluationRun:
         reading, error = self.qa.reading, None
         for sample in self.samples:
             try:
-                read_sample_frames(sample, reading.max_frames, reading.fps)
+                read_sample(sample, reading.max_frames, reading.fps)
             except VideoReadError as reason:
                 error = reason
             else:

@@ -248,12 +248,23 @@ def pseudo_samples(videos: Sequence[PseudoVideo]) -> Samples:
 def read_sample_frames(
     sample: TrainingSample, max_frames: int = 32, fps: float = 1.0
 ) -> np.ndarray:
-    """A sample's frames, uint8 `[F, H, W, 3]`; scenes pass through H.264 as files do.
+    """The frames of `read_sample`, uint8 `[F, H, W, 3]`."""
+    return read_sample(sample, max_frames, fps)[0]
+
+
+def read_sample(
+    sample: TrainingSample, max_frames: int = 32, fps: float = 1.0
+) -> tuple[np.ndarray, Any]:
+    """A sample's frames, and what processors are told of its file.
 
     Args:
         sample: The sample.
         max_frames: At most so many frames.
         fps: At most so many a second.
+
+    Returns:
+        Frames, uint8 `[F, H, W, 3]`; scenes pass through H.264 as files do. `VideoFrames.hf()` of
+        a file, else None.
 
     Raises:
         VideoReadError: if the file cannot be read.
@@ -262,11 +273,12 @@ def read_sample_frames(
     if sample.scene is not None:
         from cacovid.synthetic.tiny.data import through_h264
 
-        return through_h264(sample.scene.make().rendering.frames)
+        return through_h264(sample.scene.make().rendering.frames), None
     if sample.pseudo is not None:
-        return sample.pseudo.frames()
+        return sample.pseudo.frames(), None
     if sample.video is None:
         raise InvalidInputError(f"sample {sample.id!r} has neither a video nor a scene")
     from cacovid.video import FrameSampling, read_frames
 
-    return read_frames(sample.video, FrameSampling(max_frames=max_frames, fps=fps)).frames
+    read = read_frames(sample.video, FrameSampling(max_frames=max_frames, fps=fps))
+    return read.frames, read.hf()

@@ -18,8 +18,9 @@ from cacovid.train.data import TrainingSample
 from cacovid.train.wording import word_problem
 from cacovid.types import Prompt
 
-#: Gives a sample's frames, uint8 `[F, H, W, 3]`.
-FrameReader = Callable[[TrainingSample], np.ndarray]
+#: Gives a sample's frames, uint8 `[F, H, W, 3]`, alone or with what processors are told of the file
+#: (`cacovid.train.data.read_sample`).
+FrameReader = Callable[[TrainingSample], np.ndarray | tuple[np.ndarray, Any]]
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ class SampleEncoder:
             rows = known.features.rows.shape[0]
             inputs = text_inputs(self.model, self.processor, text, rows)
         else:
-            inputs = video_inputs(self.model, self.processor, self.read_frames(sample), text)
+            read = self.read_frames(sample)
+            frames, told = read if isinstance(read, tuple) else (read, None)
+            inputs = video_inputs(self.model, self.processor, frames, text, told=told)
         source = QuestionSource(text=text, tokenizer=self.processor.tokenizer, required=True)
         embedded = self._adapter.embed(
             self.model,

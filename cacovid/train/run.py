@@ -37,7 +37,7 @@ from cacovid.train.data import (
     apart,
     embedded_samples,
     pseudo_samples,
-    read_sample_frames,
+    read_sample,
 )
 from cacovid.train.encoding import SampleEncoder
 from cacovid.train.evaluation import Evaluation, evaluate_greedy
@@ -150,7 +150,7 @@ def prepare(config: TrainConfig, on_stage: Callable[[str], None] = lambda name: 
     encoder = SampleEncoder(
         model,
         processor,
-        lambda sample: read_sample_frames(sample, frames, fps),
+        lambda sample: read_sample(sample, frames, fps),
         config.reward.cached_videos,
         frozenset({config.imitation.extra} if config.objective == "imitation" else ()),
     )

@@ -180,9 +180,10 @@ def _cut_short(container: Any, stream: Any, packets: int, reach: float) -> bool:
     names = container.format.name
     if "mp4" in names:
         # The sample table of MP4 is exact; it does not count what an edit list leaves out.
-        return packets < len(stream.index_entries) and bool(
-            reach < 0.99 * float((container.duration or 0) / 1e6)
-        )
+        # PyAV before 16 does not show it, but the count of its samples.
+        entries = getattr(stream, "index_entries", None)
+        announced = stream.frames if entries is None else len(entries)
+        return packets < announced and bool(reach < 0.99 * float((container.duration or 0) / 1e6))
     if any(name in names for name in _SURE_OF_DURATION) and container.duration:
         announced = container.duration / 1e6
         return reach < announced - max(0.3, 0.05 * announced)

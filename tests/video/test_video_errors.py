@@ -112,3 +112,17 @@ def test_import_is_light():
         "sys.exit(str(bad) if bad else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_file_cut_short_is_told_without_the_index_of_newer_pyav():
+    from types import SimpleNamespace
+
+    from cacovid.video._index import _cut_short
+
+    container = SimpleNamespace(format=SimpleNamespace(name="mov,mp4"), duration=10_000_000)
+    older = SimpleNamespace(frames=100)
+    newer = SimpleNamespace(frames=0, index_entries=range(100))
+    for stream in (older, newer):
+        assert _cut_short(container, stream, packets=50, reach=5.0)
+        assert not _cut_short(container, stream, packets=100, reach=10.0)
+        assert not _cut_short(container, stream, packets=99, reach=9.95)  # an edit list's doing

@@ -154,7 +154,7 @@
       return piece;
     }));
     parts.first.textContent =
-      `first token ${time(firstToken(condition.seconds))} · ${condition.entering.toLocaleString("en")} tokens in`;
+      `first token ${time(firstToken(condition.seconds))} · prompt ${condition.entering.toLocaleString("en")}`;
   }
 
   let images = [], reference = null, cards = [], figures = [], timer = null;
