@@ -64,6 +64,24 @@ def test_gather(benchmark: Any, backend: str) -> None:
     assert kept.shape == (627, 3584)
 
 
+@pytest.mark.benchmark(group="select_and_gather, 627 of 6272 rows of 3584 bf16, positions")
+def test_select_and_gather(benchmark: Any, backend: str) -> None:
+    torch.manual_seed(0)
+    tokens, frames = torch.randn(GRID.num_tokens), torch.randn(GRID.num_frames)
+    rows, positions = torch.randn(GRID.num_tokens, 3584).bfloat16(), torch.arange(GRID.num_tokens)
+    keep, *_ = benchmark(
+        ops.select_and_gather,
+        tokens,
+        frames,
+        rows,
+        GRID,
+        0.1,
+        position_ids=positions,
+        backend=backend,
+    )
+    assert keep.shape == (627,)
+
+
 @pytest.mark.benchmark(group="farthest_point, 100 of 1000 rows of 896")
 def test_farthest_point(benchmark: Any, backend: str) -> None:
     torch.manual_seed(0)

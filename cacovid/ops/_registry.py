@@ -29,15 +29,12 @@ class OpSpec:
     Args:
         name: Of the public function in `cacovid.ops`, of its reference and of its schema.
         backends: Its forms besides the reference.
-        schema: Of `torch.ops.cacovid.<name>`; None for an op that is the reference alone, or made
-            of others.
-        parts: The ops that it calls one after another, where it is made of others.
+        schema: Of `torch.ops.cacovid.<name>`; None for an op that is the reference alone.
     """
 
     name: str
     backends: tuple[str, ...] = ()
     schema: str | None = None
-    parts: tuple[str, ...] = ()
 
     def choose(self, device: torch.device, backend: str | None) -> str:
         """The backend for tensors on `device` (see `backends.choose`)."""
@@ -51,14 +48,6 @@ TABLE: dict[str, OpSpec] = {}
 def reference_only(name: str) -> OpSpec:
     """Enters an op that has no compiled form yet."""
     TABLE[name] = OpSpec(name)
-    return TABLE[name]
-
-
-def composed(name: str, parts: tuple[str, ...]) -> OpSpec:
-    """Enters an op that calls others, whose forms it therefore has."""
-    forms = [set(TABLE[part].backends) for part in parts]
-    shared = tuple(b for b in TABLE[parts[0]].backends if all(b in form for form in forms))
-    TABLE[name] = OpSpec(name, shared, parts=parts)
     return TABLE[name]
 
 

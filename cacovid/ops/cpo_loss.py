@@ -159,7 +159,7 @@ _SPEC, _OP = _registry.define(
     "(Tensor token_scores, Tensor frame_scores, Tensor old_token_scores, Tensor old_frame_scores, "
     "Tensor token_masks, Tensor frame_masks, Tensor token_rewards, Tensor frame_rewards, "
     "float low, float high, float kl_weight) -> (Tensor, Tensor, Tensor)",
-    backends=("cpu",),
+    backends=("cuda", "cpu"),
     reference=_reference,
     fake=_fake,
 )

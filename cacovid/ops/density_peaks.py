@@ -35,12 +35,13 @@ def density_peaks(
     >>> density_peaks(torch.tensor([[0.0], [0.1], [5.0], [5.1]]), 4).tolist()
     [0, 1, 2, 3]
     """
-    if _SPEC.choose(rows.device, backend) == "reference" or not _arguments.has_form(
-        rows, "density_peaks", backend
-    ):
+    form = _SPEC.choose(rows.device, backend)
+    if form == "reference" or not _arguments.has_form(rows, "density_peaks", backend):
         return density_peaks_reference(rows, k, neighbours)
     _arguments.rows_and_count(rows, k)
-    return _registry.call(_OP, rows.detach().float(), k, neighbours)
+    rows = rows.detach()
+    # A GPU reads 16-bit rows as they are: half the traffic.
+    return _registry.call(_OP, rows.float() if form == "cpu" else rows, k, neighbours)
 
 
 def _fake(rows: Tensor, k: int, neighbours: int) -> Tensor:
@@ -50,7 +51,7 @@ def _fake(rows: Tensor, k: int, neighbours: int) -> Tensor:
 _SPEC, _OP = _registry.define(
     "density_peaks",
     "(Tensor rows, int k, int neighbours) -> Tensor",
-    backends=("cpu",),
+    backends=("cuda", "cpu"),
     reference=density_peaks_reference,
     fake=_fake,
 )

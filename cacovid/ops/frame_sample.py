@@ -105,7 +105,7 @@ def _fake(
 _SPEC, _OP = _registry.define(
     "frame_sample",
     "(Tensor frame_scores, int[] plan, int rollouts, int seed, int offset) -> Tensor",
-    backends=("cpu",),
+    backends=("cuda", "cpu"),
     reference=_reference,
     fake=_fake,
 )

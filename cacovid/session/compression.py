@@ -345,18 +345,19 @@ class CompressionSession:
         broken: Tensor | None = None
         if self._guard is not None:
             scores, broken = self._guard.guarded(scores)
-        keep, embeds = ops.select_and_gather(
+        keep, embeds, kept_positions = ops.select_and_gather(
             scores.token,
             scores.frame,
             video,
             grid,
             retention,
+            position_ids=positions[..., : grid.num_tokens],
             policy_share=self.policy_share,
             max_frame_ratio=self.max_frame_ratio,
         )
         if broken is not None:
             embeds = Guard.poisoned(embeds, broken)
-        return keep, embeds, positions[..., : grid.num_tokens].index_select(-1, keep)
+        return keep, embeds, kept_positions
 
     def _buffer(self, rows: int, width: int, dtype: torch.dtype) -> Tensor:
         """One for all shapes that read such embeddings, as calls run one after another."""

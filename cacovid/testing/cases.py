@@ -127,13 +127,18 @@ def _gather(name: str, length: int, width: int, dtype: torch.dtype, keep: list[i
     return Case("gather", name, make)
 
 
-def _select_and_gather(grid: str, retention: float) -> Case:
+def _select_and_gather(grid: str, width: int, dtype: torch.dtype, axes: int | None) -> Case:
     def make() -> tuple[tuple[Any, ...], dict[str, Any]]:
         g = GRIDS[grid]
-        rows = token_scores(g.num_tokens * 5, "normal", seed=2).view(-1, 5)
-        return (token_scores(g.num_tokens, "ties"), None, rows, g, retention), {}
+        rows = token_scores(g.num_tokens * width, "normal", seed=2).view(-1, width).to(dtype)
+        frames = token_scores(g.num_frames, "normal", seed=1) if width % 2 else None
+        positions = torch.arange(g.num_tokens * (axes or 1)) * 7
+        named = {} if axes is None else {"position_ids": positions.view(*(axes,) * (axes > 1), -1)}
+        return (token_scores(g.num_tokens, "ties"), frames, rows, g, 0.3), named
 
-    return Case("select_and_gather", grid, make)
+    kind = "no" if axes is None else str(axes)
+    name = f"{grid}_{width}_{str(dtype).removeprefix('torch.')}_{kind}_positions"
+    return Case("select_and_gather", name, make)
 
 
 def _frame_sample(name: str, grid: str, kind: str, rollouts: int) -> Case:
@@ -270,7 +275,20 @@ _GATHER = (
     _gather("everything_kept", 1000, 3, torch.float32, list(range(1000))),
 )
 
-_SELECT_AND_GATHER = tuple(_select_and_gather(grid, 0.3) for grid in ("frames_of_63", "ragged"))
+_SELECT_AND_GATHER = (
+    *(
+        _select_and_gather(grid, width, dtype, axes)
+        for grid in ("frames_of_63", "ragged")
+        for width, dtype, axes in (
+            (5, torch.float32, None),
+            (7, torch.bfloat16, 1),
+            (64, torch.bfloat16, 3),
+            (300, torch.float32, 1),
+        )
+    ),
+    _select_and_gather("many_frames", 6, torch.float16, 1),
+    _select_and_gather("frames_of_1000", 3, torch.int64, 3),
+)
 
 _FRAME_SAMPLE = (
     *(_frame_sample(f"{grid}", grid, "normal", 5) for grid in GRIDS),

@@ -119,10 +119,7 @@ struct Settings {
 double part(const char* name, const Tensor& scores_in, const Tensor& old_in, const Tensor& masks_in,
             const Tensor& rewards_in, const Settings& set, float* gradient) {
   const int64_t n = scores_in.numel(), rollouts = rewards_in.numel();
-  if (masks_in.dim() != 2 || masks_in.scalar_type() != ScalarType::Bool ||
-      masks_in.size(0) != rollouts || masks_in.size(1) != n || rollouts < 1 || n < 1) {
-    fail("the ", name, " masks are not bool [", rollouts, ", ", n, "], at least [1, 1]");
-  }
+  check_masks(name, masks_in, rollouts, n);
   const Tensor scores = contiguous_scores(scores_in, scores_in, n, name);
   const Tensor old = contiguous_scores(old_in, scores_in, n, name);
   const Tensor rewards = contiguous_scores(rewards_in, scores_in, rollouts, name);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../common/checks.h"
+#include "cacovid/exponential.h"
 #include "distances.h"
 
 namespace cacovid {
@@ -14,12 +15,11 @@ namespace {
 constexpr int64_t kStrip = 64;  // rows that stay in cache while the others go by
 
 Tensor density_peaks_cpu(const Tensor& rows, int64_t k, int64_t neighbours) {
-  check_rows(rows, k);
-  if (neighbours < 1) fail("neighbours is ", neighbours, "; expected at least 1");
+  check_float_rows(rows, k);
+  check_neighbours(neighbours, rows.size(0));
   const Tensor x = torch::stable::contiguous(rows);
   const int64_t count = x.size(0), width = x.size(1);
   const float* data = x.const_data_ptr<float>();
-  if (count > (int64_t{1} << 20)) fail("rows are ", count, "; expected 1,048,576 at most");
 
   // The upper triangle in strips, then mirrored.
   std::vector<double> distances(count * count);
@@ -61,7 +61,7 @@ Tensor density_peaks_cpu(const Tensor& rows, int64_t k, int64_t neighbours) {
         if (spread[j] < spread[i] && row[j] < nearest) nearest = row[j];
       }
       if (std::isinf(nearest)) nearest = largest;
-      const double density = std::exp(-spread[i] / static_cast<double>(near * width));
+      const double density = exp_of_negative(-spread[i] / static_cast<double>(near * width));
       value[i] = density * std::sqrt(nearest / static_cast<double>(width));
     }
   });

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "../common/checks.h"
+#include "cacovid/distances_block.h"
 #include "distances.h"
 
 namespace cacovid {
@@ -56,7 +57,12 @@ class FarthestPoint {
   // quotient, so that sums of integers stay exact and the two of two rows are equally far.
   int64_t first() {
     std::vector<double> sums(width_), away(count_);
-    add_rows(rows_, count_, width_, sums.data(), norms_.data());
+    for (int64_t begin = 0; begin < count_; begin += kRowsOfASum) {
+      std::vector<double> piece(width_);
+      add_rows(rows_ + begin * width_, std::min(kRowsOfASum, count_ - begin), width_, piece.data(),
+               norms_.data() + begin);
+      for (int64_t d = 0; d < width_; ++d) sums[d] += piece[d];
+    }
     torch::stable::parallel_for(0, count_, kRowsPerTask, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         away[i] =
@@ -189,7 +195,7 @@ class FarthestPoint {
 };
 
 Tensor farthest_point_cpu(const Tensor& rows, int64_t k) {
-  check_rows(rows, k);
+  check_float_rows(rows, k);
   const Tensor x = torch::stable::contiguous(rows);
   const int64_t count = x.size(0);
   std::vector<char> taken(count);

@@ -2,10 +2,9 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../common/checks.h"
+#include "selection.h"
 
 namespace cacovid {
-namespace {
 
 Tensor gather_cpu(const Tensor& rows, const Tensor& keep) {
   check_gather(rows, keep);
@@ -30,7 +29,6 @@ Tensor gather_cpu(const Tensor& rows, const Tensor& keep) {
   return out;
 }
 
-}  // namespace
 }  // namespace cacovid
 
 STABLE_TORCH_LIBRARY_IMPL(cacovid, CPU, m) { m.impl("gather", TORCH_BOX(&cacovid::gather_cpu)); }

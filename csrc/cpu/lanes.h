@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cacovid/elements.h"
+
 // One body, compiled for several instruction sets and chosen when the library runs:
 //   CACOVID_INLINE void body(...) {...}     CACOVID_DISPATCH(name, body, (types), (arguments))
 #define CACOVID_INLINE inline __attribute__((always_inline))
@@ -65,14 +67,6 @@ CACOVID_INLINE Lanes load(const float* from) {
 }
 
 CACOVID_INLINE void store(float* to, Lanes from) { std::memcpy(to, &from, sizeof(from)); }
-
-// Elements of a tensor as floats: exact.
-struct Bfloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
 
 CACOVID_INLINE WordLanes load_words(const void* from) {
   HalfLanes halves;

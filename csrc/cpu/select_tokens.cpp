@@ -5,6 +5,7 @@
 #include "../common/plans.h"
 #include "cacovid/select.h"
 #include "lanes.h"
+#include "selection.h"
 #include "values.h"
 
 namespace cacovid {
@@ -101,6 +102,8 @@ void write_kept(const uint8_t* mask, const SelectPlan& plan, int64_t base, int64
   }
 }
 
+}  // namespace
+
 Tensor select_tokens_cpu(const Tensor& token_scores, const std::optional<Tensor>& frame_scores,
                          const std::vector<int64_t>& plan_fields,
                          const std::vector<double>& clips) {
@@ -145,7 +148,6 @@ Tensor select_tokens_cpu(const Tensor& token_scores, const std::optional<Tensor>
   return keep;
 }
 
-}  // namespace
 }  // namespace cacovid
 
 STABLE_TORCH_LIBRARY_IMPL(cacovid, CPU, m) {

@@ -14,15 +14,19 @@ constexpr int64_t kMaxBlocksOfALaunch = 65535;  // of the grid's second dimensio
 
 // A thread draws four neighbouring tokens of some rollouts; their thresholds are computed once.
 __global__ void __launch_bounds__(kThreads)
-    masks_kernel(const float* __restrict__ logits, int64_t count, int64_t first_rollout,
-                 int64_t rollouts, uint32_t item, uint64_t seed, int64_t stride,
-                 unsigned char* __restrict__ out) {
+    masks_kernel(const float* __restrict__ logits, int64_t first, int64_t count,
+                 int64_t first_rollout, int64_t rollouts, uint32_t item, uint64_t seed,
+                 int64_t stride, unsigned char* __restrict__ out) {
   const int64_t block = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t token = 4 * block;
   if (token >= count) return;
   uint32_t thresholds[4];
   for (int j = 0; j < 4; ++j) {
-    thresholds[j] = token + j < count ? keep_threshold(logits[token + j]) : 0u;
+    thresholds[j] = 0u;
+    if (token + j >= count) continue;
+    const float logit = logits[first + token + j];
+    check_value(logit, first + token + j, false, "logits");
+    thresholds[j] = keep_threshold(logit);
   }
   const int64_t begin = first_rollout + blockIdx.y * kRolloutsOfAThread;
   const int64_t end = min64(begin + kRolloutsOfAThread, rollouts);
@@ -47,11 +51,11 @@ Tensor bernoulli_sample_cuda(const Tensor& logits_in, const std::vector<int64_t>
   const cudaStream_t stream = current_stream(logits_in);
   const Tensor logits = contiguous_scores(logits_in, logits_in, tokens, "logits");
   const float* z = logits.const_data_ptr<float>();
-  check_values(z, tokens, false, false, stream);
 
   Tensor masks = torch::stable::new_empty(logits, {rollouts, tokens}, ScalarType::Bool);
   unsigned char* out = reinterpret_cast<unsigned char*>(masks.mutable_data_ptr<bool>());
   constexpr int64_t kOnce = kMaxBlocksOfALaunch * kRolloutsOfAThread;
+  int64_t first = 0;
   for (size_t v = 0; v < counts.size(); ++v) {
     const int64_t count = counts[v];
     const uint32_t item = static_cast<uint32_t>(static_cast<uint64_t>(offset) + v);
@@ -60,11 +64,11 @@ Tensor bernoulli_sample_cuda(const Tensor& logits_in, const std::vector<int64_t>
       const int64_t now = std::min(kOnce, rollouts - g);
       const dim3 blocks(wide,
                         static_cast<unsigned>((now + kRolloutsOfAThread - 1) / kRolloutsOfAThread));
-      masks_kernel<<<blocks, kThreads, 0, stream>>>(z, count, g, rollouts, item,
+      masks_kernel<<<blocks, kThreads, 0, stream>>>(z, first, count, g, rollouts, item,
                                                     static_cast<uint64_t>(seed), tokens, out);
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
-    z += count;
+    first += count;
     out += count;
   }
   return masks;

@@ -27,11 +27,12 @@ struct Scratch {
 };
 
 __global__ void __launch_bounds__(kTableThreads)
-    tables_kernel(const float* token_scores, OcssPlan plan, Scratch scratch) {
+    tables_kernel(const float* token_scores, int64_t base, OcssPlan plan, Scratch scratch) {
   __shared__ int64_t memory[kTableThreads];
   CudaBlock<kTableThreads> block(memory);
-  const int64_t frame = blockIdx.x;
-  frame_tables_block(block, token_scores + frame * plan.tokens, plan, scratch.of(frame, plan));
+  const int64_t frame = blockIdx.x, begin = base + frame * plan.tokens;
+  check_values(token_scores, begin, plan.tokens, false, "token_scores");
+  frame_tables_block(block, token_scores + begin, plan, scratch.of(frame, plan));
 }
 
 __global__ void __launch_bounds__(kRolloutThreads)
@@ -54,7 +55,6 @@ Tensor ocss_sample_cuda(const Tensor& token_scores, const std::vector<int64_t>& 
   const cudaStream_t stream = current_stream(token_scores);
   const Tensor scores = contiguous_scores(token_scores, token_scores, sizes.tokens, "token_scores");
   const float* z = scores.const_data_ptr<float>();
-  check_values(z, sizes.tokens, false, false, stream);
 
   int64_t integers = 0;
   for (const OcssPlan& plan : plans) {
@@ -76,7 +76,7 @@ Tensor ocss_sample_cuda(const Tensor& token_scores, const std::vector<int64_t>& 
     const OcssPlan& plan = plans[v];
     const unsigned frames = static_cast<unsigned>(plan.frames);
     const uint32_t item = static_cast<uint32_t>(static_cast<uint64_t>(offset) + v);
-    tables_kernel<<<frames, kTableThreads, 0, stream>>>(z + base, plan, scratch);
+    tables_kernel<<<frames, kTableThreads, 0, stream>>>(z, base, plan, scratch);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
     for (int64_t g = 0; g < rollouts; g += kMaxRolloutsOfALaunch) {
       const int64_t now = std::min(kMaxRolloutsOfALaunch, rollouts - g);

@@ -41,26 +41,25 @@ cudaError_t launch_gather_as(const void* rows, const int64_t* keep, void* out, i
   return cudaGetLastError();
 }
 
-// Gathers `count` of `length` rows of `row_bytes` bytes, in the widest element that every row
-// begins at a multiple of.
+// Calls work(element) with the widest element that every row begins at a multiple of.
+template <class Work>
+auto with_vector(const void* rows, const void* out, int64_t row_bytes, const Work& work) {
+  const uint64_t alignment = reinterpret_cast<uint64_t>(rows) | reinterpret_cast<uint64_t>(out) |
+                             static_cast<uint64_t>(row_bytes);
+  if (alignment % 16 == 0) return work(uint4{});
+  if (alignment % 8 == 0) return work(uint64_t{});
+  if (alignment % 4 == 0) return work(uint32_t{});
+  if (alignment % 2 == 0) return work(uint16_t{});
+  return work(uint8_t{});
+}
+
+// Gathers `count` of `length` rows of `row_bytes` bytes.
 inline cudaError_t launch_gather(const void* rows, const int64_t* keep, void* out, int64_t count,
                                  int64_t length, int64_t row_bytes, cudaStream_t stream) {
   if (count == 0 || row_bytes == 0) return cudaSuccess;
-  const uint64_t alignment = reinterpret_cast<uint64_t>(rows) | reinterpret_cast<uint64_t>(out) |
-                             static_cast<uint64_t>(row_bytes);
-  if (alignment % 16 == 0) {
-    return launch_gather_as<uint4>(rows, keep, out, count, length, row_bytes, stream);
-  }
-  if (alignment % 8 == 0) {
-    return launch_gather_as<uint64_t>(rows, keep, out, count, length, row_bytes, stream);
-  }
-  if (alignment % 4 == 0) {
-    return launch_gather_as<uint32_t>(rows, keep, out, count, length, row_bytes, stream);
-  }
-  if (alignment % 2 == 0) {
-    return launch_gather_as<uint16_t>(rows, keep, out, count, length, row_bytes, stream);
-  }
-  return launch_gather_as<uint8_t>(rows, keep, out, count, length, row_bytes, stream);
+  return with_vector(rows, out, row_bytes, [&](auto vector) {
+    return launch_gather_as<decltype(vector)>(rows, keep, out, count, length, row_bytes, stream);
+  });
 }
 
 }  // namespace cacovid

@@ -6,8 +6,13 @@
 
 #ifdef __CUDACC__
 #define CACOVID_HD __host__ __device__ inline
+// A loop whose reads should be under way together, and one whose array should stay in registers.
+#define CACOVID_UNROLL_8 _Pragma("unroll 8")
+#define CACOVID_UNROLL _Pragma("unroll")
 #else
 #define CACOVID_HD inline
+#define CACOVID_UNROLL_8
+#define CACOVID_UNROLL
 #endif
 
 namespace cacovid {

@@ -1,7 +1,7 @@
 // The token rollouts by groups of threads: the same numbers as ocss.h, item by item.
 #pragma once
 
-#include "cacovid/block.h"
+#include "cacovid/clip_max_block.h"
 #include "cacovid/ocss.h"
 
 namespace cacovid {
@@ -45,9 +45,13 @@ CACOVID_HD void frame_tables_block(Block& block, const float* scores, const Ocss
     mine += sum;
   }
   const int64_t total = block_sum(block, mine);
-  if (block.thread() == 0) {
-    clip_max_fixed(masses, l, plan.cap, fixed_floor(l), masses + l, tables.prefix);
-    for (int64_t j = 1; j < l; ++j) tables.prefix[j] += tables.prefix[j - 1];
+  clip_max_block(block, masses, l, plan.cap, fixed_floor(l), masses + l, tables.prefix);
+  int64_t before = 0;
+  for (int64_t tile = 0; tile < l; tile += block.threads()) {
+    const int64_t j = tile + block.thread();
+    const Scan scan = block_scan(block, j < l ? tables.prefix[j] : 0);
+    if (j < l) tables.prefix[j] += before + scan.before;
+    before += scan.total;
   }
   for (int64_t j = block.thread(); j < l; j += block.threads()) {
     const int64_t denominator = subspace_denominator(tables.ranked, plan, j, total, within);

@@ -2,6 +2,7 @@
 // cacovid/reference/select_tokens.py.
 #pragma once
 
+#include "cacovid/exponential.h"
 #include "cacovid/fixed_point.h"
 
 namespace cacovid {
@@ -19,31 +20,8 @@ struct SelectPlan {
 
 // Quotas, item 1: exp(d) of -6 <= d <= 0 in 32-bit fixed point.
 CACOVID_HD int64_t fixed_exp(double d) {
-  const int64_t k = static_cast<int64_t>(d * 1.4426950408889634 - 0.5);
-  const double whole = static_cast<double>(k);
-  const double high = whole * 0.693145751953125;
-  const double low = whole * 1.42860682030941723212e-6;
-  const double x = (d - high) - low;
-  constexpr double kInverseFactorials[] = {1.0 / 479001600.0,
-                                           1.0 / 39916800.0,
-                                           1.0 / 3628800.0,
-                                           1.0 / 362880.0,
-                                           1.0 / 40320.0,
-                                           1.0 / 5040.0,
-                                           1.0 / 720.0,
-                                           1.0 / 120.0,
-                                           1.0 / 24.0,
-                                           1.0 / 6.0,
-                                           1.0 / 2.0,
-                                           1.0,
-                                           1.0};  // 12! down to 0!
-  double p = 1.0 / 6227020800.0;                  // 13!
-  for (int j = 0; j < 13; ++j) {
-    p = p * x;
-    p = p + kInverseFactorials[j];
-  }
-  const double scale = bit_cast<double>(static_cast<uint64_t>(k + 32 + 1023) << 52);
-  return static_cast<int64_t>(p * scale + 0.5);
+  const DoubleExpParts e = double_exp_parts(d);
+  return static_cast<int64_t>(e.p * double_power_of_two(e.k + 32) + 0.5);
 }
 
 // Quotas, item 1: E_i of one frame.
@@ -152,17 +130,16 @@ CACOVID_HD int64_t uniform_position(int64_t j, int64_t count, int64_t others) {
 }
 
 // Number of uniform positions below `position`: the least j that is not below it.
+//
+// R(j) >= p where j*(others-1)/(count-1) exceeds p - 1/2; where it equals p - 1/2, the even one of
+// p - 1 and p decides.
 CACOVID_HD int64_t uniform_before(int64_t position, int64_t count, int64_t others) {
-  int64_t low = 0, high = count;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (uniform_position(middle, count, others) < position) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
+  if (position <= 0 || count == 0) return 0;
+  if (count == 1) return 1;
+  const int64_t twice = 2 * (others - 1);  // positive: count <= others
+  const int64_t j = ((2 * position - 1) * (count - 1) + (twice - 1)) / twice;
+  if (j >= count) return count;
+  return j + (uniform_position(j, count, others) < position ? 1 : 0);
 }
 
 }  // namespace cacovid
