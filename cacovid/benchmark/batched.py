@@ -50,6 +50,24 @@ def ocss_sample(scores: Tensor, plan: OcssPlan, rollouts: int, cap: float) -> Te
     return (tokens + torch.arange(t, device=device)[:, None] * n).flatten(1).to(torch.int32)
 
 
+def frame_sample(scores: Tensor, choose: int, rollouts: int) -> Tensor:
+    """Frame rollouts of the same law as `ops.frame_sample`, from PyTorch's own random numbers.
+
+    Args:
+        scores: `[t]` float32.
+        choose: Frames that a rollout draws.
+        rollouts: `G`; the first is greedy.
+
+    Returns:
+        `[G, t]` bool.
+    """
+    weights = _clip_max(torch.softmax(scores, 0)[None], 3.0 / len(scores)).expand(rollouts, -1)
+    race = torch.empty_like(weights).exponential_() / weights
+    race[0] = -scores
+    drawn = race.topk(choose, dim=1, largest=False).indices
+    return torch.zeros_like(race, dtype=torch.bool).scatter_(1, drawn, True)
+
+
 def _clip_max(p: Tensor, cap: float) -> Tensor:
     count = p.shape[1]
     fixed = torch.zeros_like(p, dtype=torch.bool)

@@ -15,6 +15,7 @@ from cacovid.benchmark import self_attention as paper
 from cacovid.benchmark.cases import Case, Provider, Setting, WrongResult, agree
 from cacovid.policies import CrossAttentionConfig, CrossAttentionPolicy
 from cacovid.reference import ScoreFold
+from cacovid.reference.frame_sample import frame_plan
 from cacovid.reference.ocss import ocss_plan, subspace_cap
 from cacovid.reference.select_tokens import select_plan
 from cacovid.types import Grid, Prompt
@@ -22,7 +23,7 @@ from cacovid.types import Grid, Prompt
 FRAME = (14, 14)  # tokens of a frame, as LLaVA-OneVision has them
 QUESTION = 48  # tokens
 RETENTION = 0.1
-RATIO, ROLLOUTS = 0.02, 32
+RATIO, ROLLOUTS, FRAME_ROLLOUTS = 0.02, 32, 8
 REPLAYED = 5 * 24  # token rollouts of a sample in replay
 
 
@@ -195,8 +196,7 @@ def prune(tokens: int, hidden: int, s: Setting) -> Case:
     def ours(inputs: Any) -> tuple[Tensor, ...]:
         video, positions = inputs
         token, frame = ops.score(video, fold, grid)
-        keep, rows = ops.select_and_gather(token, frame, video, grid, RETENTION)
-        return keep, rows, positions.index_select(0, keep)
+        return ops.select_and_gather(token, frame, video, grid, RETENTION, position_ids=positions)
 
     providers = (
         Provider("eager, folded", "eager", lambda i: eager(*i)),
@@ -256,6 +256,39 @@ def ocss_sample(tokens: int, hidden: int, s: Setting) -> Case:
         lambda seed: (s.randn(tokens, seed=seed),),
         providers,
         least_bytes=4 * tokens + 4 * ROLLOUTS * plan.frames * plan.keep,
+        check=check,
+    )
+
+
+def frame_sample(tokens: int, hidden: int, s: Setting) -> Case:
+    """The frame rollouts of one update."""
+    grid = grid_of(tokens)
+    (plan,) = frame_plan(grid, RATIO, FRAME_ROLLOUTS)
+
+    def check(results: dict[str, Any], _: Any) -> None:
+        mine, eager = results["cacovid"], results["eager, batched"]
+        if not torch.equal(mine[0], eager[0]) or not torch.equal(mine.sum(1), eager.sum(1)):
+            raise WrongResult("the greedy rollouts or the numbers of frames differ")
+
+    def ours(inputs: Any) -> Tensor:
+        return ops.frame_sample(inputs[0], grid, RATIO, FRAME_ROLLOUTS, seed=1)
+
+    providers = (
+        Provider(
+            "eager, batched",
+            "eager",
+            lambda i: batched.frame_sample(i[0], plan.choose, FRAME_ROLLOUTS),
+        ),
+        Provider("cacovid", "ours", ours),
+    )
+    return Case(
+        "frame_sample",
+        tokens,
+        0,
+        f"T = {plan.frames}, G = {FRAME_ROLLOUTS}",
+        lambda seed: (s.randn(plan.frames, seed=seed),),
+        providers,
+        least_bytes=(4 + FRAME_ROLLOUTS) * plan.frames,
         check=check,
     )
 
@@ -325,8 +358,8 @@ def cpo_loss(tokens: int, hidden: int, s: Setting) -> Case:
                 raise WrongResult("the gradients differ; nothing was timed")
 
     providers = (
-        Provider("eager", "eager", lambda i: gradients(reference.cpo_loss, i), captures=False),
-        Provider("cacovid", "ours", lambda i: gradients(ops.cpo_loss, i), captures=False),
+        Provider("eager", "eager", lambda i: gradients(reference.cpo_loss, i)),
+        Provider("cacovid", "ours", lambda i: gradients(ops.cpo_loss, i)),
     )
     return Case(
         "cpo_loss",
@@ -356,6 +389,7 @@ def farthest_point(tokens: int, hidden: int, s: Setting) -> Case:
             lambda i: reference.farthest_point(i[0], kept),
             captures=False,
         ),
+        # A launch for each row: a graph holds them, fifty of them at once would be too many nodes.
         Provider("cacovid", "ours", lambda i: ops.farthest_point(i[0], kept), captures=False),
     )
     return Case(
@@ -376,7 +410,7 @@ def density_peaks(tokens: int, hidden: int, s: Setting) -> Case:
     rows, kept = tokens // 8, 4 * tokens // 196
     providers = (
         Provider("eager", "eager", lambda i: reference.density_peaks(i[0], kept), captures=False),
-        Provider("cacovid", "ours", lambda i: ops.density_peaks(i[0], kept), captures=False),
+        Provider("cacovid", "ours", lambda i: ops.density_peaks(i[0], kept)),
     )
     return Case(
         "density_peaks",
@@ -400,6 +434,7 @@ MAKERS: dict[str, Callable[[int, int, Setting], Case]] = {
         gather,
         prune,
         ocss_sample,
+        frame_sample,
         pack_rollouts,
         cpo_loss,
         farthest_point,
@@ -408,7 +443,7 @@ MAKERS: dict[str, Callable[[int, int, Setting], Case]] = {
 }
 
 #: Ops that read no embeddings: measured once for each number of tokens.
-WITHOUT_HIDDEN = frozenset({"select_tokens", "ocss_sample", "cpo_loss"})
+WITHOUT_HIDDEN = frozenset({"select_tokens", "ocss_sample", "frame_sample", "cpo_loss"})
 
 #: Where the ways that are replaced take minutes, or more memory than there is.
 MOST_TOKENS = {"pack_rollouts": 12_544, "farthest_point": 6_272, "density_peaks": 12_544}

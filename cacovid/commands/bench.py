@@ -20,8 +20,8 @@ from cacovid.errors import CacovidError
 
 #: `cacovid.benchmark.measure.NAMES`, written out for a quick --help.
 OPS = (
-    "score", "self_attention", "select_tokens", "gather", "prune", "ocss_sample", "pack_rollouts",
-    "cpo_loss", "farthest_point", "density_peaks", "train",
+    "score", "self_attention", "select_tokens", "gather", "prune", "ocss_sample", "frame_sample",
+    "pack_rollouts", "cpo_loss", "farthest_point", "density_peaks", "train",
 )  # fmt: skip
 
 
@@ -39,8 +39,8 @@ class Bench(Command):
     """Where. Default: a GPU if there is one."""
     ops: Annotated[tuple[str, ...], arg(metavar="NAME [NAME ...]", help_behavior_hint="")] = ()
     """Of score, self_attention (the paper's policy), select_tokens, gather, prune (score and
-    selection), ocss_sample, pack_rollouts, cpo_loss, farthest_point, density_peaks, train (a step,
-    on --model). Default: all."""
+    selection), ocss_sample, frame_sample, pack_rollouts, cpo_loss, farthest_point, density_peaks,
+    train (a step, on --model). Default: all."""
     tokens: Annotated[tuple[int, ...], arg(metavar="N [N ...]", help_behavior_hint="")] = ()
     """Video tokens, multiples of 196. Default: 6,272 to 200,704; on the CPU to 50,176."""
     hidden: Annotated[tuple[int, ...], arg(metavar="D [D ...]", help_behavior_hint="")] = ()

@@ -1,4 +1,8 @@
-"""The compressed prompts of many rollouts, in one gather."""
+"""The compressed prompts of many rollouts, in one gather.
+
+The reference serves on every device: what it moves is one `index_select` of the rows that survive,
+and the arithmetic on their numbers is small beside the prefills that follow (csrc/README.md).
+"""
 
 from __future__ import annotations
 

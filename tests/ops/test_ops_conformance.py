@@ -119,3 +119,9 @@ def test_forms_are_where_the_table_says(name: str) -> None:
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_compiled_ops_are_benched(name: str) -> None:
     assert f"def test_{name}(" in (ROOT / "bench" / "test_bench_cpu_ops.py").read_text()
+
+
+def test_the_page_lists_the_forms_of_every_op() -> None:
+    page = (ROOT / "docs" / "using-the-ops.md").read_text()
+    for name, spec in TABLE.items():
+        assert f"| `{name}` | {', '.join(spec.backends) or 'none'} |" in page
