@@ -22,8 +22,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 _PAGES = (
-    "README.md", "CONTRIBUTING.md", "docs/evaluation.md", "docs/methods.md", "docs/multi-turn.md",
-    "docs/score.md", "docs/training.md", "docs/using-the-ops.md",
+    "README.md", "CONTRIBUTING.md", "docs/adding-a-model.md", "docs/evaluation.md",
+    "docs/methods.md", "docs/models.md", "docs/multi-turn.md", "docs/score.md", "docs/training.md",
+    "docs/using-the-ops.md",
 )  # fmt: skip
 PAGES = [name for name in _PAGES if (ROOT / name).is_file()]
 

@@ -50,12 +50,15 @@ class VideoFeatures:
             video token, without separators.
         deepstack: `[R, D]` for each of the decoder's first layers: what is added to the hidden
             states behind it (Qwen3-VL).
+        seconds: `[V]` seconds between a video's frames, where positions are counted with them
+            (Qwen2.5-VL).
     """
 
     rows: Tensor
     grid: Grid
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     deepstack: tuple[Tensor, ...] = ()
+    seconds: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from cacovid.models.generation import release
 from cacovid.models.question import locate_questions
 from cacovid.models.repack import rewrite, shorten_like_ids
 from cacovid.models.vision_extras import Caught, fill_extras, has_extras, watch_vision
-from cacovid.types import Grid, Prompt, Selection
+from cacovid.types import Prompt, Selection
 
 #: `Prompt.extras` of a family with deepstack: `[levels, S, D]`, what is added to the hidden states
 #: after the first layers; zeros where no visual token stands.
@@ -81,7 +81,7 @@ class PlaceholderAdapter:
 
     def positions(
         self, model: nn.Module, inputs: Mapping[str, Any], host_ids: Tensor, host_mask: Tensor,
-        grid: Grid,
+        features: VideoFeatures,
     ) -> Tensor:  # fmt: skip
         """Position ids `[B, W]`, or `[3, B, W]` (time, height, width), of the whole prompts.
 
@@ -90,7 +90,7 @@ class PlaceholderAdapter:
             inputs: The inputs as they were given.
             host_ids: `input_ids` on the CPU.
             host_mask: `[B, W]` bool on the CPU, False in the padding.
-            grid: The videos.
+            features: Of the videos, whose grids positions may hang on.
         """
         return layout.counted_positions(inputs, host_mask)
 
@@ -220,7 +220,7 @@ class PlaceholderAdapter:
             frame_label=self.frame_label,
         )
         question_index, question_offsets = layout.per_video(questions, host_rows, video_rows)
-        positions = self.positions(model, inputs, host_ids, host_mask, grid)
+        positions = self.positions(model, inputs, host_ids, host_mask, features)
         prompt = Prompt(
             embeds=embeds,
             position_ids=positions.to(device).flatten(-2).index_select(-1, source),

@@ -42,7 +42,11 @@ class QwenVLAdapter(PlaceholderAdapter):
         merge = int(inner.config.vision_config.spatial_merge_size)
         grid = Grid([(t, h // merge, w // merge) for t, h, w in sizes.tolist()])
         rows = torch.cat(tuple(out.pooler_output))
-        return VideoFeatures(rows, grid, deepstack=_deepstack(out))
+        seconds = inputs.get("second_per_grid_ts")
+        return VideoFeatures(
+            rows, grid, deepstack=_deepstack(out),
+            seconds=None if seconds is None else torch.as_tensor(seconds).cpu(),
+        )  # fmt: skip
 
     def image_features(self, model: nn.Module, inputs: Mapping[str, Any]) -> ImageFeatures | None:
         """All images' tokens, alike."""
@@ -55,7 +59,7 @@ class QwenVLAdapter(PlaceholderAdapter):
 
     def positions(
         self, model: nn.Module, inputs: Mapping[str, Any], host_ids: Tensor, host_mask: Tensor,
-        grid: Grid,
+        features: VideoFeatures,
     ) -> Tensor:  # fmt: skip
         """`[3, B, W]`: time, height and width, as the model itself counts them."""
         given = inputs.get("position_ids")
@@ -65,14 +69,14 @@ class QwenVLAdapter(PlaceholderAdapter):
         config, merge = inner.config, int(inner.config.vision_config.spatial_merge_size)
         kinds = (host_ids == config.image_token_id).int() * _IMAGE
         kinds += (host_ids == config.video_token_id).int() * _VIDEO
-        images, seconds = inputs.get("image_grid_thw"), inputs.get("second_per_grid_ts")
+        images, sizes = inputs.get("image_grid_thw"), features.grid.sizes
         # On the host: the method reads its grids value by value.
         positions, _ = inner.get_rope_index(
             host_ids,
             mm_token_type_ids=kinds,
             image_grid_thw=images.cpu() if isinstance(images, Tensor) else images,
-            video_grid_thw=torch.tensor([(t, h * merge, w * merge) for t, h, w in grid.sizes]),
-            second_per_grid_ts=seconds.cpu() if isinstance(seconds, Tensor) else seconds,
+            video_grid_thw=torch.tensor([(t, h * merge, w * merge) for t, h, w in sizes]),
+            second_per_grid_ts=features.seconds,
             attention_mask=host_mask.long(),
         )
         return positions

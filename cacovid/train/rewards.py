@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cacovid import ops
-from cacovid.errors import InvalidInputError
+from cacovid.errors import InvalidInputError, UnsupportedModelError
+from cacovid.models.placeholders import DEEPSTACK
 from cacovid.train.choices import letter_ids
 from cacovid.train.data import TrainingSample
 from cacovid.train.encoding import PreparedSample, SampleEncoder
@@ -159,6 +160,12 @@ class LocalReward:
         read: Callable[[Prompt], tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
         """Two numbers of each rollout, `[G]`, read batch by batch."""
+        if DEEPSTACK in prepared.prompt.extras:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} adds visual features behind its first layers "
+                f"(deepstack), which rollouts from embeddings alone would lose; train on a model "
+                f"without (Qwen2-VL, Qwen2.5-VL, LLaVA-OneVision)"
+            )
         # By length, so that little of a batch is padding.
         kept = rollouts.sum(dim=1) if rollouts.dtype == torch.bool else rollouts.new_zeros(0)
         order = torch.argsort(kept, stable=True) if kept.numel() else None

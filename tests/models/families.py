@@ -241,7 +241,7 @@ def _qwen_inputs(tokenizer, requests, *, seconds=False, timestamps=False):
         inputs["pixel_values_videos"] = torch.cat(pixels)
         inputs["video_grid_thw"] = torch.tensor([CLIPS[clip] for clip in videos])
         # Old releases use a video's seconds up for an image.
-        if seconds and not (images and release() < (5, 17)):
+        if seconds and release() >= (5, 17):
             inputs["second_per_grid_ts"] = torch.tensor([0.5 + clip for clip in videos])
     if images:
         inputs["pixel_values"] = torch.cat([_pixels(90, _size(PICTURE), width) for _ in images])

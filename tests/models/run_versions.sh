@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs tests/models against several releases of transformers, each beside the environment's torch.
 #
-#   tests/models/run_versions.sh                # 5.4, 5.17 and the installed one
+#   tests/models/run_versions.sh                # 5.4, 5.17, 5.18 and the installed one
 #   tests/models/run_versions.sh 5.10 -k attach # one release; the rest goes to pytest
 #
 # Releases go to .venv-compat/ once (git ignores it) and come first on PYTHONPATH; PYTHON chooses
@@ -12,7 +12,7 @@ python=${PYTHON:-python}
 
 case "${1:-}" in
     [0-9]*) releases=$1; shift ;;
-    *) releases="5.4 5.17 installed" ;;
+    *) releases="5.4 5.17 5.18 installed" ;;
 esac
 
 install() {

@@ -11,6 +11,7 @@ import torch
 from cacovid.errors import InvalidInputError, UnsupportedModelError
 from cacovid.models import QuestionSource, adapter_for, attach, prune_inputs
 from cacovid.models.generation import release
+from cacovid.models.placeholders import DEEPSTACK
 from tests.models.families import FAMILIES, QUESTIONS, VARIANTS, Request, make_tokenizer
 
 NEW = {"max_new_tokens": 6, "do_sample": False}
@@ -401,11 +402,35 @@ def test_releases_before_the_handing_over_of_features(case, monkeypatch):
 def test_features_serve_a_further_question(case):
     one, other = (Request(question, (2,)) for question in QUESTIONS[:2])
     first = case.adapter.embed(case.model, inputs_of(case, one))
-    asked = {k: v for k, v in inputs_of(case, other).items() if k != case.adapter.pixels}
+    text = {"input_ids", "attention_mask"}
+    asked = {k: v for k, v in inputs_of(case, other).items() if k in text}
     again = case.adapter.embed(case.model, asked, features=first.features)
     fresh = case.adapter.embed(case.model, inputs_of(case, other))
     assert torch.equal(again.prompt.embeds, fresh.prompt.embeds)
     assert torch.equal(again.prompt.position_ids, fresh.prompt.position_ids)
+
+
+def test_rollouts_never_lose_features(case):
+    """Training runs prompts from embeddings alone, which deepstack models would read wrongly."""
+    from cacovid.train.rewards import LocalReward
+
+    embedded = case.adapter.embed(case.model, inputs_of(case, REQUESTS[2]))
+    prepared = SimpleNamespace(prompt=embedded.prompt, sample=None)
+    everything = torch.ones(1, embedded.prompt.grid.num_tokens, dtype=torch.bool)
+    reward = object.__new__(LocalReward)
+    reward.encoder, reward.batch_tokens = SimpleNamespace(model=case.model), 1000
+
+    def read(packed):
+        logits = reward._logits(packed, None)[:, -1]
+        return logits.argmax(-1).float(), logits[:, 0]
+
+    if DEEPSTACK in embedded.prompt.extras:
+        with pytest.raises(UnsupportedModelError, match="deepstack"):
+            reward._in_parts(prepared, everything, read)
+    else:
+        said, _ = reward._in_parts(prepared, everything, read)
+        plain = answers(case.model, inputs_of(case, REQUESTS[2]), max_new_tokens=1)
+        assert said.tolist() == plain.flatten().tolist()
 
 
 def test_prompts_that_do_not_fit(case):

@@ -16,6 +16,7 @@ import torch
 from cacovid import cli
 from cacovid.errors import InvalidInputError, UnsupportedModelError
 from cacovid.models import adapter_for, prune_inputs
+from cacovid.models.generation import release
 from cacovid.models.inputs import video_inputs
 from cacovid.models.processing import load_processor
 from tests.models.families import FAMILIES, FRAME, SIDE, VIDEO, make_tokenizer
@@ -72,8 +73,6 @@ def without_torchvision(monkeypatch):
 @pytest.fixture(scope="module", params=FAMILIES, ids=repr)
 def stored(request, tmp_path_factory):
     """A checkpoint of each family: weights, tokenizer, and the processor's files."""
-    from cacovid.models.generation import release
-
     family, tokenizer = request.param, make_tokenizer()
     if release() < family.since:
         pytest.skip(f"needs transformers {family.since}")
@@ -151,6 +150,8 @@ def smart_resize_of(module):
     ],
 )
 def test_sizes_are_those_of_transformers(name, module, tmp_path):
+    if name == "qwen3_vl" and release() < (5, 18):
+        pytest.skip("refuses small frames")
     smart_resize = smart_resize_of(module)
     settings = qwen(name, tmp_path).settings
     for frames in (2, 3, 4, 7):
