@@ -37,9 +37,9 @@ from cacovid.evaluation.choosers import Chooser, MethodChooser, choosers
 from cacovid.evaluation.compare import Comparison, Evaluator, Result
 from cacovid.evaluation.results import markdown, result_rows, table
 from cacovid.methods import PolicyMethod
+from cacovid.methods.beside import policies_beside
 from cacovid.models.defaults import model_location, reading_defaults
 from cacovid.models.processing import load_processor
-from cacovid.models.resolve import policies_beside
 from cacovid.models.storage import load_whole
 from cacovid.policies import load_policy
 from cacovid.train.data import embedded_samples, read_sample_frames

@@ -49,9 +49,8 @@ def check_method(name: str) -> None:
     from cacovid import methods
     from cacovid.errors import InvalidInputError
     from cacovid.methods.registry import needs_model
-    from cacovid.models.resolve import BESIDE
 
-    if name.partition(":")[0] == BESIDE or needs_model(name):
+    if needs_model(name):
         return  # a policy beside the model, which is not loaded yet
     try:
         methods.get(name)

@@ -93,6 +93,6 @@ class QuestionsCommand(Command):
 
 def policies_of(qa: Any) -> tuple[str, ...]:
     """Names of the policies in the model's directory."""
-    from cacovid.models.resolve import policies_beside
+    from cacovid.methods.beside import policies_beside
 
     return tuple(policies_beside(Path(qa.model.name_or_path)))

@@ -16,8 +16,8 @@ from cacovid.evaluation.compare import Comparison, Evaluator, Result, conditions
 from cacovid.evaluation.processes import Processes
 from cacovid.evaluation.records import Records
 from cacovid.evaluation.trials import Trials
+from cacovid.methods.beside import BESIDE, POLICY_FOLDER, policies_beside
 from cacovid.models.inside import running
-from cacovid.models.resolve import BESIDE, POLICY_FOLDER, policies_beside
 from cacovid.train.choices import letter_ids
 from cacovid.train.data import Samples, TrainingSample, read_sample
 from cacovid.train.encoding import SampleEncoder

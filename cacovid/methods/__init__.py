@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from cacovid.methods.attention import AttentionMethod
 from cacovid.methods.base import Method, ScoredMethod, score_and_select
-from cacovid.methods.beside import hybrid_beside, score_beside
+from cacovid.methods.beside import hybrid_beside, policy_beside, score_beside
 from cacovid.methods.cdpruner import CDPrunerMethod
 from cacovid.methods.divprune import DivPruneMethod
 from cacovid.methods.dpc_knn import DpcKnnMethod
@@ -74,6 +74,7 @@ __all__ = [
 ]
 
 register("attention", AttentionMethod)
+register("cacovid", policy_beside, takes_model=True)
 register("cdpruner", CDPrunerMethod)
 register("divprune", DivPruneMethod)
 register("dpc_knn", DpcKnnMethod)

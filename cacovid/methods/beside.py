@@ -1,4 +1,4 @@
-"""Methods of policies that are stored beside a model's weights: `score` and `hybrid`."""
+"""Methods of policies that are stored beside a model's weights: `cacovid`, `score`, `hybrid`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,52 @@ from cacovid.errors import InvalidInputError
 from cacovid.methods.hybrid import HybridMethod
 from cacovid.methods.policy import PolicyMethod
 
-#: Folders in a model's directory.
-POLICY, SCORE = "policy", "policy-score"
+#: Folders in a model's directory: the default policy; others have `-NAME` behind it.
+POLICY_FOLDER = "policy"
+SCORE = "policy-score"
+
+#: A policy beside the model's weights is used without being named, and has this name.
+BESIDE = "cacovid"
+
+
+def policy_beside(model: Any, variant: str = "") -> PolicyMethod:
+    """`cacovid`: the default policy beside a model; `cacovid:NAME`: another one there.
+
+    Args:
+        model: The model; its directory holds `policy`, or `policy-NAME`.
+        variant: `NAME`; empty: the default.
+
+    Raises:
+        InvalidInputError: if it is not there; the others are listed.
+        WrongBaseModelError: if it is for another model.
+    """
+    place = getattr(model, "name_or_path", "") or "."
+    stored = policies_beside(Path(place))
+    name = f"{BESIDE}:{variant}" if variant else BESIDE
+    if name not in stored:
+        known = f"; there are {', '.join(stored)}" if stored else ""
+        raise InvalidInputError(
+            f"there is no policy {name!r} beside the model {type(model).__name__} ({place})"
+            f"{known}; train one (cacovid train) and give its directory"
+        )
+    return PolicyMethod(_load(model, stored[name].name, name), name=name)
+
+
+def policies_beside(location: Path) -> dict[str, Path]:
+    """Policies stored in a model's directory: `policy` as `cacovid`, `policy-NAME` as
+    `cacovid:NAME`.
+
+    Args:
+        location: The directory; anything else has none.
+    """
+    found = {}
+    for path in sorted(location.glob(f"{POLICY_FOLDER}*/config.json")):
+        folder = path.parent.name
+        if folder == POLICY_FOLDER:
+            found[BESIDE] = path.parent
+        elif folder.startswith(f"{POLICY_FOLDER}-"):
+            found[f"{BESIDE}:{folder.removeprefix(f'{POLICY_FOLDER}-')}"] = path.parent
+    return found
 
 
 def score_beside(model: Any) -> PolicyMethod:
@@ -45,7 +89,7 @@ def hybrid_beside(model: Any, weight: float | str = 1.0) -> HybridMethod:
     """
     prior = score_beside(model).policy
     name = "hybrid" if float_or_none(weight) == 1.0 else f"hybrid:{weight}"
-    return HybridMethod(_load(model, POLICY, "hybrid"), prior, weight, name)
+    return HybridMethod(_load(model, POLICY_FOLDER, "hybrid"), prior, weight, name)
 
 
 def float_or_none(value: float | str) -> float | None:

@@ -11,12 +11,6 @@ from torch import nn
 from cacovid.errors import InvalidInputError, WrongBaseModelError
 from cacovid.methods import Method, PolicyMethod, get, names
 
-#: A policy beside the model's weights is used without being named, and has this name.
-BESIDE = "cacovid"
-
-#: Its folder in the model's directory.
-POLICY_FOLDER = "policy"
-
 
 def resolve_method(chooser: Any, model: nn.Module) -> Method:
     """The method that `chooser` stands for.
@@ -68,13 +62,6 @@ def _named(name: str | PathLike[str], model: nn.Module) -> Method:
     text = str(name)
     if text.partition(":")[0] in names():
         return get(text, model=model)
-    own, _, variant = text.partition(":")
-    if own == BESIDE:
-        from cacovid.policies import load_policy
-
-        stored = load_policy(_beside(model, variant)).to(next(model.parameters()).device)
-        check_base_model(stored, model)
-        return PolicyMethod(stored, name=text)
     path = Path(name)
     if path.is_dir() or (isinstance(name, str) and text.count("/") == 1):
         from cacovid.policies import load_policy
@@ -88,36 +75,6 @@ def _named(name: str | PathLike[str], model: nn.Module) -> Method:
             f"model.safetensors, a Hub id (owner/name), or a method's name: {', '.join(names())}"
         )
     return get(text, model=model)
-
-
-def _beside(model: nn.Module, variant: str) -> Path:
-    location = Path(getattr(model, "name_or_path", "") or ".")
-    stored = policies_beside(location)
-    name = f"{BESIDE}:{variant}" if variant else BESIDE
-    if name not in stored:
-        known = f"; there are {', '.join(stored)}" if stored else ""
-        raise InvalidInputError(
-            f"there is no policy {name!r} beside the model {_model_name(model)}{known}; train one "
-            f"(cacovid train) and give its directory"
-        )
-    return stored[name]
-
-
-def policies_beside(location: Path) -> dict[str, Path]:
-    """Policies stored in a model's directory: `policy` as `cacovid`, `policy-NAME` as
-    `cacovid:NAME`.
-
-    Args:
-        location: The directory; anything else has none.
-    """
-    found = {}
-    for path in sorted(location.glob(f"{POLICY_FOLDER}*/config.json")):
-        folder = path.parent.name
-        if folder == POLICY_FOLDER:
-            found[BESIDE] = path.parent
-        elif folder.startswith(f"{POLICY_FOLDER}-"):
-            found[f"{BESIDE}:{folder.removeprefix(f'{POLICY_FOLDER}-')}"] = path.parent
-    return found
 
 
 def _model_name(model: nn.Module) -> str:

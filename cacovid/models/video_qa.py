@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cacovid.errors import InvalidInputError
 from cacovid.methods import Method
+from cacovid.methods.beside import BESIDE, policies_beside
 from cacovid.models.defaults import ReadingDefaults, model_location, reading_defaults
 from cacovid.models.generation import generate_timed
 from cacovid.models.inputs import video_inputs
@@ -21,7 +22,7 @@ from cacovid.models.inside import running
 from cacovid.models.processing import load_processor
 from cacovid.models.prune import prepare_inputs
 from cacovid.models.registry import adapter_for, supported_model_types
-from cacovid.models.resolve import BESIDE, policies_beside, resolve_method
+from cacovid.models.resolve import resolve_method
 from cacovid.models.score_memory import ScoreMemory, video_key
 from cacovid.models.storage import load_whole
 from cacovid.models.timing import StageClock

@@ -7,8 +7,9 @@ import json
 import pytest
 from PIL import Image
 
+from cacovid import methods
 from cacovid.cli import main
-from cacovid.commands.common import UsageError
+from cacovid.commands.common import UsageError, check_method
 
 QUESTION = "What colour is the striped ring?"
 STAGES = ["read", "vision", "score+select", "prefill", "decode"]
@@ -202,3 +203,18 @@ def test_the_overlay_names_question_answer_method_and_share(
     )["answer"]  # fmt: skip
     assert given["caption"] == (QUESTION, answer, "method uniform, retention 0.25")
     assert len(given["timestamps"]) == 16
+
+
+def test_every_method_of_the_register_is_taken():
+    for name in methods.names():
+        check_method(name)
+    with pytest.raises(UsageError, match="fastv"):
+        check_method("fastv:0")
+
+
+@pytest.mark.filterwarnings("ignore:.*layer-averaged retention")
+def test_a_method_inside_the_language_model_answers(capsys, clip, model_dir):
+    arguments = (clip, QUESTION, "--model", model_dir, "--method", "fastv:1", "--retention", "0.5")
+    answer = ask_json(capsys, *arguments)
+    assert answer["method"] == "fastv:1"
+    assert answer["tokens"]["video"] == 576 and 0 < answer["tokens"]["kept"] < 576

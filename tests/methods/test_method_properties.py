@@ -12,7 +12,7 @@ SEEDS = [11, 12, 13, 14]
 RETENTIONS = [0.3, 0.5, 0.2, 0.1]
 
 #: Policies stored beside a model; `test_policies_beside.py` tests them.
-BESIDE = {"hybrid", "score"}
+BESIDE = {"cacovid", "hybrid", "score"}
 #: Methods that choose before the LLM; the others return a hook and are tested on a model.
 BEFORE = [
     name

@@ -49,6 +49,19 @@ def test_score_is_the_policy_beside_the_model(model, tmp_path):
     assert torch.equal(method(given, 0.2).keep, own.topk(7).indices.sort().values)
 
 
+def test_cacovid_is_the_default_policy_beside_the_model_or_a_named_one(model, tmp_path):
+    from cacovid import load_policy
+
+    given = prompt()
+    for name, folder in (("cacovid", "policy"), ("cacovid:score", "policy-score")):
+        method = methods.get(name, model=model)
+        own = load_policy(tmp_path / folder)(given).token.detach()
+        assert method.name == name
+        torch.testing.assert_close(method.scores(given).token, own)
+    with pytest.raises(InvalidInputError, match=r"no policy 'cacovid:x'.*cacovid, cacovid:score"):
+        methods.get("cacovid:x", model=model)
+
+
 def test_hybrid_adds_the_prior(model):
     given = prompt()
     score, hybrid = methods.get("score", model=model), methods.get("hybrid:0.5", model=model)
