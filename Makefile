@@ -1,4 +1,4 @@
-# make demo | test | setup | lint | build | test-transformers | test-lmms | clean
+# make demo | test | setup | lint | build | sanitize | test-transformers | test-lmms | clean
 #
 # Everything runs in an environment of its own in .venv, made on first use. Variables:
 #   PYTHON=python3.12             the interpreter that .venv is made with
@@ -15,7 +15,7 @@ NATIVE := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -nam
 FORMATTED := $(NATIVE) $(wildcard tests/compile/*.cpp tests/compile/*.cu)
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo test lint build test-transformers test-lmms clean FORCE
+.PHONY: setup demo test lint build sanitize test-transformers test-lmms clean FORCE
 
 setup: $(VENV)/.built
 
@@ -42,6 +42,10 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+# The C++ code under AddressSanitizer and UndefinedBehaviorSanitizer, built apart in build/.
+sanitize: setup
+	PYTHON=$(BIN)/python .ci/sanitize address undefined
 
 # The adapters against the oldest, a middle and the newest release of transformers.
 test-transformers: setup

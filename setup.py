@@ -72,7 +72,9 @@ class CMakeBuild(build_ext):
     def run(self) -> None:
         prefix = ROOT if self.inplace or self.editable_mode else Path(self.build_lib).resolve()
         # One folder for all ways to install: a second build only compiles what has changed.
-        build = ROOT / "build" / f"native-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        kind = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        sanitize = settings.get("CACOVID_SANITIZE")
+        build = ROOT / "build" / f"native-{kind}{'' if sanitize == 'none' else f'-{sanitize}'}"
         torch = find_torch()
         if torch == "NONE":
             print(
@@ -89,6 +91,7 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={find_pybind11()}",
             f"-DCACOVID_TORCH_DIR={torch}",
             f"-DCACOVID_VERSION={__version__}",
+            f"-DCACOVID_SANITIZE={sanitize}",
             f"-DCACOVID_CUDA={settings.get('CACOVID_CUDA')}",
             f"-DCACOVID_CUDA_ARCHITECTURES={settings.get('CACOVID_CUDA_ARCHITECTURES')}",
         ]  # fmt: skip

@@ -85,22 +85,21 @@ def score_rows() -> Iterator[Row]:
 def self_attention_rows() -> Iterator[Row]:
     """The paper's policy beside its plain form and its bare products and attention."""
     device = torch.device("cpu")
-    for width, tokens in ((896, 6272), (3584, 784)):
-        grid = Grid([(tokens // 196, 14, 14)])
-        for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
-            policy = paper.policy_of(width, dtype, device)
-            embeds = torch.randn(tokens + sum(paper.TEXT), width).to(dtype)
-            prompt = paper.prompt_of(grid, embeds)
-            inner = policy.config.intermediate_size
-            yield Row(
-                "self_attention", f"N = {tokens}, D = {width}, I = {inner}, {name}",
-                {
-                    "ours": lambda policy=policy, prompt=prompt: policy(prompt),
-                    "bare products and attention": paper.bare(policy, tokens),
-                    "plain": lambda policy=policy, prompt=prompt: policy.plain(prompt),
-                },
-                {"bare products and attention": "<= 1.15"},
-            )  # fmt: skip
+    sizes = ((896, 6272, torch.bfloat16), (896, 6272, torch.float32), (3584, 784, torch.bfloat16))
+    for width, tokens, dtype in sizes:
+        policy = paper.policy_of(width, dtype, device)
+        embeds = torch.randn(tokens + sum(paper.TEXT), width).to(dtype)
+        prompt = paper.prompt_of(Grid([(tokens // 196, 14, 14)]), embeds)
+        inner, name = policy.config.intermediate_size, {2: "bf16", 4: "fp32"}[dtype.itemsize]
+        yield Row(
+            "self_attention", f"N = {tokens}, D = {width}, I = {inner}, {name}",
+            {
+                "ours": lambda policy=policy, prompt=prompt: policy(prompt),
+                "bare products and attention": paper.bare(policy, tokens),
+                "plain": lambda policy=policy, prompt=prompt: policy.plain(prompt),
+            },
+            {"bare products and attention": "<= 1.15"},
+        )  # fmt: skip
 
 
 def ocss_rows() -> Iterator[Row]:

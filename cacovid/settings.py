@@ -8,6 +8,7 @@ they are asked for, so that a program may set them after the import.
 CACOVID_BACKEND auto
 CACOVID_CUDA auto
 CACOVID_CUDA_ARCHITECTURES (unset)
+CACOVID_SANITIZE none
 CACOVID_SKIP_NATIVE 0
 """
 
@@ -61,6 +62,13 @@ VARIABLES: dict[str, Variable] = {
             "",
             (),
             "CUDA architectures in CMake's notation, such as 90-real;100-real.",
+            "build",
+        ),
+        Variable(
+            "CACOVID_SANITIZE",
+            "none",
+            ("none", "address", "undefined"),
+            "Sanitizer that the C++ code is compiled with, see `make sanitize`.",
             "build",
         ),
         Variable(

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cacovid import settings
 from cacovid.reference import bernoulli_sample
 from cacovid.reference.cpo_loss import part_and_gradient
 from cacovid.reference.density_peaks import density_peaks
@@ -42,6 +43,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
     path = tmp_path_factory.mktemp("block") / "block.so"
     command = [COMPILER, "-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-shared"]
     command += [f"-I{ROOT / 'csrc' / 'include'}", "-Wall", "-Wextra", "-Werror"]
+    if (sanitize := settings.get("CACOVID_SANITIZE")) != "none":
+        command += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-g"]
     command += [str(Path(__file__).parent / "block_on_host.cpp"), "-o", str(path)]
     subprocess.run(command, check=True, timeout=120)
     yield ctypes.CDLL(str(path))
