@@ -46,7 +46,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
     if (sanitize := settings.get("CACOVID_SANITIZE")) != "none":
         command += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-g"]
     command += [str(Path(__file__).parent / "block_on_host.cpp"), "-o", str(path)]
-    subprocess.run(command, check=True, timeout=120)
+    subprocess.run(command, check=True, timeout=600)
     yield ctypes.CDLL(str(path))
 
 
