@@ -23,7 +23,9 @@ CACOVID_HD uint32_t keep_bits(const uint32_t* thresholds, uint32_t block, uint32
   const PhiloxWords words = draw_block(kOpBernoulli, block, 0, rollout, item, seed);
   uint32_t bits = 0;
   for (int j = 0; j < 4; ++j) {
-    bits |= (words.word[j] < thresholds[j] ? 1u : 0u) << (8 * j);
+    // A variable of its own: GCC 12 compiles the one expression wrongly under -fsanitize=undefined.
+    const bool kept = words.word[j] < thresholds[j];
+    bits |= static_cast<uint32_t>(kept) << (8 * j);
   }
   return bits;
 }
