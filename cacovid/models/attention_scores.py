@@ -23,6 +23,10 @@ Queries: TypeAlias = Literal["last", "question"]
 #: Extras are named `received_attention/{layer}/{queries}`.
 PREFIX = "received_attention/"
 
+#: Extras `attention_inputs/{layer}`, `[S, D]`: the normalised hidden states that a layer's
+#: attention reads; for those of layer 0 no layer runs.
+INPUTS_PREFIX = "attention_inputs/"
+
 
 class _Reached(Exception):
     """The layer was reached; what lies behind it need not run. No error is reported by it."""
@@ -94,6 +98,38 @@ def received_attention(
             )
         received[begin:end] = _column_means(attention, hidden, rotary, rows)
     return received.index_select(0, prompt.video_index)
+
+
+@torch.no_grad()
+def attention_inputs(model: nn.Module, prompt: Prompt, layer: int = 0) -> Tensor:
+    """The normalised hidden states that the attention of one layer reads.
+
+    Args:
+        model: A Hugging Face model that has an adapter.
+        prompt: One prompt, or several packed ones; each is run on its own, up to the layer.
+        layer: Layer of the LLM, from 0.
+
+    Returns:
+        `[S, D]`, packed as the prompt, in the model's dtype.
+
+    Raises:
+        InvalidInputError: if the LLM has no such layer.
+        UnsupportedModelError: if the layer's attention has no separate q and k projections.
+    """
+    from cacovid.models.registry import adapter_for
+
+    adapter = adapter_for(model)
+    decoder = adapter.text_model(model)
+    depth = len(decoder.layers)
+    if not 0 <= layer < depth:
+        raise InvalidInputError(
+            f"inputs of layer {layer} were asked for; the LLM has layers 0 to {depth - 1}"
+        )
+    parts = []
+    for begin, end in _spans(prompt):
+        more = adapter.text_inputs(prompt, begin, end)
+        parts.append(_run_to_layer(decoder, prompt, begin, end, layer, more)[0][0])
+    return torch.cat(parts)
 
 
 def _spans(prompt: Prompt) -> Iterator[tuple[int, int]]:

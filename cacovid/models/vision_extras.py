@@ -14,7 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from cacovid.errors import UnsupportedModelError
-from cacovid.models.attention_scores import parse_name, received_attention
+from cacovid.models.attention_scores import (
+    INPUTS_PREFIX,
+    attention_inputs,
+    parse_name,
+    received_attention,
+)
 from cacovid.models.base import VideoFeatures
 from cacovid.models.column_means import column_means
 from cacovid.types import Prompt
@@ -116,6 +121,9 @@ def fill_extras(
         wanted = parse_name(name)
         if wanted is not None:
             prompt.extras[name] = received_attention(model, prompt, *wanted)
+        elif name.startswith(INPUTS_PREFIX) and name.removeprefix(INPUTS_PREFIX).isdigit():
+            layer = int(name.removeprefix(INPUTS_PREFIX))
+            prompt.extras[name] = attention_inputs(model, prompt, layer)
         elif name in features.extras:
             prompt.extras[name] = features.extras[name]
         elif name == need:
@@ -135,7 +143,7 @@ def _reason(name: str, there: Mapping[str, Tensor]) -> str:
         )
     return (
         f"the extra {name!r} is not to be had; adapters give received_attention/LAYER/last, "
-        f"received_attention/LAYER/question, {ATTENTION}, {KEYS}"
+        f"received_attention/LAYER/question, attention_inputs/LAYER, {ATTENTION}, {KEYS}"
         f"{f', {POOLING}' if POOLING in there else ''}"
     )
 

@@ -95,3 +95,24 @@ def test_later_layers_do_not_run(model, embedded):
         for handle in handles:
             handle.remove()
     assert set(calls) == {0}
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_inputs_of_a_layers_attention(model, batch, tokenizer, layer):
+    name = f"attention_inputs/{layer}"
+    source = QuestionSource(tokenizer=tokenizer)
+    prompt = adapter_for(model).embed(model, batch, {name}, question=source).prompt
+    decoder = model.model.language_model
+    expected = []
+    for begin, end in zip(prompt.prompt_offsets, prompt.prompt_offsets[1:], strict=False):
+        with torch.no_grad():
+            hidden = decoder(
+                inputs_embeds=prompt.embeds[None, begin:end],
+                position_ids=prompt.position_ids[None, begin:end],
+                attention_mask=torch.ones(1, end - begin, dtype=torch.int64),
+                output_hidden_states=True, use_cache=False,
+            ).hidden_states[layer]  # fmt: skip
+            expected.append(decoder.layers[layer].input_layernorm(hidden)[0])
+    torch.testing.assert_close(prompt.extras[name], torch.cat(expected), rtol=1e-5, atol=1e-5)
+    with pytest.raises(InvalidInputError, match="layers 0 to 2"):
+        adapter_for(model).embed(model, batch, {"attention_inputs/3"}, question=source)
