@@ -172,6 +172,30 @@ def qwen3_vl_moe(tokenizer, seed=0):
     return _widen(Qwen3VLMoeForConditionalGeneration(config), tokenizer)
 
 
+def llava_onevision(tokenizer, seed=0):
+    from transformers import (
+        LlavaOnevisionConfig,
+        LlavaOnevisionForConditionalGeneration,
+        Qwen2Config,
+        SiglipVisionConfig,
+    )
+
+    vision = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        image_size=FRAME, patch_size=4, vision_use_head=False,
+    )  # fmt: skip
+    ids = _ids(tokenizer)
+    config = LlavaOnevisionConfig(
+        vision_config=vision, text_config=Qwen2Config(**_text(tokenizer)), vision_feature_layer=-1,
+        vision_feature_select_strategy="full", image_token_index=ids["image_token_id"],
+        video_token_index=ids["video_token_id"], image_grid_pinpoints=[[FRAME, FRAME]],
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = _widen(LlavaOnevisionForConditionalGeneration(config), tokenizer)
+    torch.nn.init.normal_(model.model.image_newline)
+    return model
+
+
 def llava_next_video(tokenizer, seed=0):
     from transformers import (
         CLIPVisionConfig,
@@ -254,13 +278,18 @@ def _frames(requests):
     return [_pixels(clip, LENGTH, 3, FRAME, FRAME) for r in requests for clip in r.clips]
 
 
-def _llava_inputs(tokenizer, requests):
-    """What a LLaVA-NeXT-Video processor returns: placeholders of videos and images, no markers."""
+def _onevision_inputs(tokenizer, requests):
+    """The same with a newline after each video."""
+    return _llava_inputs(tokenizer, requests, newline=1)
+
+
+def _llava_inputs(tokenizer, requests, newline=0):
+    """What a LLaVA processor returns: placeholders of videos and images, no markers."""
     texts = []
     for request in requests:
         # The whole picture, its one tile, and a line end after each row of that.
         shown = IMAGE * (36 + 36 + 6) if request.image else ""
-        shown += " ".join(VIDEO * LENGTH * SIDE**2 for _ in request.clips)
+        shown += " ".join(VIDEO * (LENGTH * SIDE**2 + newline) for _ in request.clips)
         texts.append(_prompt(shown, request.question))
     inputs = dict(tokenizer(texts, return_tensors="pt", padding=True))
     inputs.pop("token_type_ids", None)
@@ -338,6 +367,7 @@ FAMILIES = (
     _qwen("qwen2_vl", qwen2_vl),
     _qwen("qwen2_5_vl", qwen2_5_vl, seconds=True),
     _qwen("qwen3_vl", qwen3_vl, since=(5, 18), timestamps=True),
+    Family("llava_onevision", llava_onevision, _onevision_inputs, _llava_tokens),
     Family("llava_next_video", llava_next_video, _llava_inputs, _llava_tokens),
     Family("internvl", internvl, _internvl_inputs, _internvl_tokens),
 )

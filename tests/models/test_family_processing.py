@@ -39,6 +39,9 @@ FILES = {
     "qwen3_vl": {"video_preprocessor_config.json": {
         "processor_class": "Qwen3VLProcessor", **PATCHES,
         "size": {"shortest_edge": 1024, "longest_edge": 4096}}},
+    "llava_onevision": {"processor_config.json": {
+        "processor_class": "LlavaOnevisionProcessor", "num_image_tokens": 36, "video_token": VIDEO,
+        "video_processor": {"size": {"height": FRAME, "width": FRAME}}}},
     "llava_next_video": {
         "processor_config.json": {"processor_class": "LlavaNextVideoProcessor", "patch_size": 4,
                                   "video_token": VIDEO},
@@ -49,7 +52,7 @@ FILES = {
                                   "image_seq_length": SIDE**2},
         "video_preprocessor_config.json": {"size": {"height": FRAME, "width": FRAME}}},
 }  # fmt: skip
-SHOWN = {"llava_next_video": VIDEO, "internvl": "<video>"}
+SHOWN = {"llava_onevision": VIDEO, "llava_next_video": VIDEO, "internvl": "<video>"}
 
 
 #: InternVL writes `<video>` in a text, and an image's placeholder in the prompt.
@@ -121,8 +124,9 @@ def test_the_processors_inputs_are_the_models(stored):
         tokenizer=processor.tokenizer,
     )  # fmt: skip
     assert torch.equal(stored.model.generate(**pruned.inputs, **settings), plain)
-    placeholder = adapter_for(stored.model).video_token_id(stored.model.config)
-    assert pruned.tokens["video"] == int((inputs["input_ids"] == placeholder).sum())
+    adapter = adapter_for(stored.model)
+    placeholders = inputs["input_ids"] == adapter.video_token_id(stored.model.config)
+    assert pruned.tokens["video"] + adapter.separators == int(placeholders.sum())
 
 
 def qwen(name, folder):
