@@ -90,8 +90,8 @@ class Eval(QuestionsCommand):
         self.check_questions()
         for value in self.retention:
             check_retention(value)
-        if len(set(self.retention)) < len(self.retention):
-            raise UsageError("--retention names a share twice; name each once")
+        if not self.retention or len(set(self.retention)) < len(self.retention):
+            raise UsageError("--retention names no share, or one twice; name each once")
         check_at_least(self.timed, 0, "--timed")
         if self.output is not None and self.output.exists() and not self.output.is_dir():
             raise UsageError(f"--output: {self.output} is a file; expected a folder")

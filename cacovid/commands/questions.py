@@ -20,7 +20,7 @@ class QuestionsCommand(Command):
     """Options of commands that ask a model many questions."""
 
     embedded: bool = False
-    """The embedded task's test scenes (synthetic; no public benchmark)."""
+    """Scenes of the embedded task (synthetic; no public benchmark)."""
     data: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Questions in place of --embedded: JSON, JSON lines, CSV or TSV, in the Video-R1 form or
     multiple choice with columns for question, video, options and answer (docs/evaluation.md)."""

@@ -121,7 +121,7 @@ def test_files_and_a_table(cacovid, model_dir, clip, tmp_path):
         ((), "either --embedded or --data"),
         (("--embedded", "--data", "x.json"), "either --embedded or --data"),
         (("--embedded", "--retention", "0"), "--retention is 0"),
-        (("--embedded", "--retention", "0.1", "0.1"), "names a share twice"),
+        (("--embedded", "--retention", "0.1", "0.1"), "or one twice"),
         (("--embedded", "--limit", "0"), "--limit is 0"),
         (("--embedded", "--timed", "-1"), "--timed is -1"),
         (("--embedded", "--split", "train"), "--split is 'train'"),
