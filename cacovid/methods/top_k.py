@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cacovid.errors import InvalidInputError
+from cacovid.policies.ranking import highest_scores
 from cacovid.types import Grid, PerVideo, Selection
 
 
@@ -59,11 +60,4 @@ def top_k(
             f"token_scores has NaN (first at {first}); the method or its input is broken, nothing "
             f"was selected"
         )
-    # A radix sort ranks -0.0 below 0.0 by their bits, a comparison sort does not.
-    scores = scores.masked_fill(scores == 0, 0.0)
-    offsets = grid.host_video_offsets
-    kept = []
-    for begin, end, count in zip(offsets, offsets[1:], counts, strict=False):
-        order = torch.sort(scores[begin:end], descending=True, stable=True).indices
-        kept.append(begin + torch.sort(order[:count]).values)
-    return Selection(torch.cat(kept), grid, counts)
+    return Selection(highest_scores(scores, grid, counts), grid, counts)

@@ -16,6 +16,7 @@ from cacovid import ops
 from cacovid.errors import InvalidInputError
 from cacovid.ops._registry import TABLE
 from cacovid.policies import CrossAttentionPolicy, SelfAttentionPolicy
+from cacovid.policies.ranking import highest_scores
 from cacovid.reference import ScoreFold
 from cacovid.reference.select_tokens import select_plan
 from cacovid.session import checks
@@ -43,9 +44,10 @@ class Pruned(NamedTuple):
 class CompressionSession:
     """Prunes videos of a few shapes again and again, at the lowest latency.
 
-    The result is that of `policy(prompt)`, `ops.select_tokens` and `ops.gather`. On CUDA everything
-    from the embeddings to the kept embeddings and positions is one CUDA graph over static memory;
-    the question is folded on a stream of its own. On the CPU the same interface calls the ops.
+    The result is that of `policy(prompt)`, `ops.select_tokens` (of a `SurprisePolicy`: one top-k
+    over each video) and `ops.gather`. On CUDA everything from the embeddings to the kept
+    embeddings and positions is one CUDA graph over static memory; the question is folded on a
+    stream of its own. On the CPU the same interface calls the ops.
 
     The first call of a shape runs as it is, the second captures, the others replay (`warm_up` does
     the first two beforehand). A shape is a grid, a retention, a dtype and, for a policy that does
@@ -101,6 +103,7 @@ class CompressionSession:
         self.max_frame_ratio = first(max_frame_ratio, getattr(config, "max_frame_ratio", None))
         # Refuses settings out of range now, not at the first call.
         select_plan(self.grid, retention, self.policy_share, self.max_frame_ratio)
+        self._top_k = getattr(policy, "selection", None) == "top_k"
         self._width: int | None = getattr(config, "hidden_size", None)
         self._reuse = reuse_outputs
         self._lock = threading.Lock()
@@ -345,16 +348,24 @@ class CompressionSession:
         broken: Tensor | None = None
         if self._guard is not None:
             scores, broken = self._guard.guarded(scores)
-        keep, embeds, kept_positions = ops.select_and_gather(
-            scores.token,
-            scores.frame,
-            video,
-            grid,
-            retention,
-            position_ids=positions[..., : grid.num_tokens],
-            policy_share=self.policy_share,
-            max_frame_ratio=self.max_frame_ratio,
-        )
+        own_positions = positions[..., : grid.num_tokens]
+        if self._top_k:
+            if broken is None and bool(scores.token.isnan().any()):
+                raise InvalidInputError("the scores have NaN; the policy or its input is broken")
+            keep = highest_scores(scores.token, grid, grid.budgets(retention))
+            embeds = ops.gather(video, keep)
+            kept_positions = own_positions.index_select(-1, keep)
+        else:
+            keep, embeds, kept_positions = ops.select_and_gather(
+                scores.token,
+                scores.frame,
+                video,
+                grid,
+                retention,
+                position_ids=own_positions,
+                policy_share=self.policy_share,
+                max_frame_ratio=self.max_frame_ratio,
+            )
         if broken is not None:
             embeds = Guard.poisoned(embeds, broken)
         return keep, embeds, kept_positions

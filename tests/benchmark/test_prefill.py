@@ -99,7 +99,7 @@ def test_a_run_writes_what_it_measured(bench, tmp_path, capsys):
     page = (tmp_path / "prefill-tiny-cpu.md").read_text()
     assert "On GPUs: not measured." in page and "| 1,960 | 196 (10%) |" in page
     assert (tmp_path / "prefill-tiny-cpu.png").stat().st_size > 5000
-    assert "operations allow" in capsys.readouterr().out
+    assert "ratio of operations" in capsys.readouterr().out
 
 
 def test_where_sixteen_times_can_hold(bench):
@@ -107,8 +107,8 @@ def test_where_sixteen_times_can_hold(bench):
         shape = bench.SHAPES[name]
         least = bench.longest_without(shape, 0.1, 16.0)
         kept = least // 10
-        assert bench.allowed(least, kept, shape) >= 16.0
-        assert bench.allowed(least - 196, (least - 196) // 10, shape) < 16.0
+        assert bench.operations_ratio(least, kept, shape) >= 16.0
+        assert bench.operations_ratio(least - 196, (least - 196) // 10, shape) < 16.0
     assert bench.longest_without(bench.SHAPES["7b"], 0.25, 17.0, most=2000) == 0
 
 

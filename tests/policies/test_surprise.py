@@ -180,3 +180,21 @@ def test_wrong_settings():
     ):
         with pytest.raises(InvalidInputError, match=message):
             small(**settings)
+
+
+def test_a_session_keeps_the_same_top_k():
+    from cacovid import CompressionSession
+
+    policy = small()
+    prompt = prompt_of(SIZES, dtype=torch.float32)
+    expected = PolicyMethod(policy)(prompt, 0.3).keep
+    session = CompressionSession(policy, SIZES, retention=0.3, device="cpu")
+    places = torch.arange(prompt.grid.num_tokens)
+    pruned = session(prompt.video_embeds, prompt.question_embeds, places)
+    assert torch.equal(pruned.keep, expected)
+    assert torch.equal(pruned.embeds, prompt.video_embeds[expected])
+    assert torch.equal(pruned.position_ids, expected)
+    broken = prompt.video_embeds.clone()
+    broken[3] = math.nan
+    with pytest.raises(InvalidInputError, match="scores have NaN"):
+        session(broken, prompt.question_embeds, places)
