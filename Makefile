@@ -55,6 +55,10 @@ test-transformers: setup
 test-lmms: setup
 	PATH="$(abspath $(BIN)):$$PATH" tests/engines/run_lmms.sh
 
+# Requests for serving engines against the installed engines' own code.
+test-engines: setup
+	PATH="$(abspath $(BIN)):$$PATH" tests/engines/run_engines.sh
+
 # The wheel and the source distribution, in dist/.
 build: setup
 	$(BIN)/python -m build --no-isolation --outdir dist
