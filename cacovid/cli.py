@@ -48,15 +48,15 @@ def _run(arguments: list[str]) -> int:
         command = parse(arguments)
     except SystemExit as stop:  # tyro has told what is wrong, or shown the help
         return stop.code if isinstance(stop.code, int) else WRONG_USAGE
+    except BrokenPipeError:
+        return _nobody_reads()
     try:
         command.run()
         sys.stdout.flush()
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # Whoever read our output has closed it; what is left must not be flushed at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        return _nobody_reads()
     except UsageError as error:
         return _fail(f"{error}", WRONG_USAGE)
     except Exception as error:
@@ -65,6 +65,12 @@ def _run(arguments: list[str]) -> int:
             return FAILED
         return _fail(_message(error), FAILED)
     return 0
+
+
+def _nobody_reads() -> int:
+    """Whoever read our output has closed it; what is left must not be flushed at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return FAILED
 
 
 def _message(error: Exception) -> str:

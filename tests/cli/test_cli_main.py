@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -23,6 +25,15 @@ def test_help_is_quick_and_imports_no_torch(cacovid):
     assert not imported & {"torch", "transformers", "numpy"}
     # Its promise is 1.5 s; this bound is for machines that are busy with something else.
     assert seconds < 10
+
+
+def test_a_closed_pipe_is_no_error_to_tell():
+    command = [sys.executable, "-m", "cacovid", "--help"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
 
 
 def test_help_of_a_command_names_its_options(cacovid):
