@@ -74,7 +74,7 @@ def contiguous(labels: Sequence[int]) -> list[int]:
     other runs, from left to right, join the longer neighbour, the left one on ties.
 
     >>> contiguous([0, 0, 0, 1, 0, 1, 1])
-    [0, 4, 7]
+    [0, 5, 7]
     """
     edges = [i for i in range(1, len(labels)) if labels[i] != labels[i - 1]]
     runs = list(pairwise((0, *edges, len(labels))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -283,10 +284,16 @@ has = torch._C._dispatch_has_kernel_for_dispatch_key
 from cacovid.ops._registry import TABLE
 promised = {{n for n, spec in TABLE.items() if "cuda" in spec.backends and spec.schema}}
 missing = {{n for n in promised if not has("cacovid::" + n, "CUDA")}}
-print(sorted(missing), sorted(promised))
+import json
+print(json.dumps(sorted(missing)), json.dumps(sorted(promised)), sep="\\n")
 """
-    printed = _run([sys.executable, "-c", code], ROOT).stdout
-    assert printed.strip() == "[] ['gather', 'ocss_sample', 'select_tokens']"
+    missing, promised = _run([sys.executable, "-c", code], ROOT).stdout.splitlines()
+    assert json.loads(missing) == []
+    # `score` and its gradient go to CUDA by Triton.
+    assert json.loads(promised) == [
+        "bernoulli_sample", "cpo_loss", "density_peaks", "farthest_point", "frame_sample",
+        "gather", "ocss_sample", "select_and_gather", "select_tokens",
+    ]  # fmt: skip
 
 
 def test_all_that_set_up_installs_is_pinned() -> None:
