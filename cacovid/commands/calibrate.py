@@ -12,7 +12,7 @@ from tyro.conf import arg
 from cacovid.commands.common import (
     UsageError,
     check_at_least,
-    check_retention,
+    check_retentions,
     show_table,
     write_json,
     write_line,
@@ -79,10 +79,7 @@ class Calibrate(QuestionsCommand):
 
     def _check(self) -> Any:
         self.check_questions()
-        for value in self.retention:
-            check_retention(value)
-        if not self.retention or len(set(self.retention)) < len(self.retention):
-            raise UsageError("--retention names no share, or one twice; name each once")
+        check_retentions(self.retention)
         check_at_least(self.timed, 1, "--timed")
         from cacovid.errors import InvalidInputError
         from cacovid.evaluation.calibrate import Wish

@@ -38,6 +38,14 @@ def check_retention(value: float) -> None:
         )
 
 
+def check_retentions(values: Sequence[float]) -> None:
+    """Raises UsageError for no retention, for one twice, and for one outside (0, 1]."""
+    for value in values:
+        check_retention(value)
+    if not values or len(set(values)) < len(values):
+        raise UsageError("--retention names no share, or one twice; name each once")
+
+
 def check_at_least(value: int, least: int, option: str) -> None:
     """Raises UsageError for a value below `least`."""
     if value < least:

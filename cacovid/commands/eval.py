@@ -14,7 +14,7 @@ from cacovid.commands.common import (
     SHOWN_ROWS,
     UsageError,
     check_at_least,
-    check_retention,
+    check_retentions,
     show_table,
     write_json,
     write_line,
@@ -88,10 +88,7 @@ class Eval(QuestionsCommand):
 
     def _check(self) -> None:
         self.check_questions()
-        for value in self.retention:
-            check_retention(value)
-        if not self.retention or len(set(self.retention)) < len(self.retention):
-            raise UsageError("--retention names no share, or one twice; name each once")
+        check_retentions(self.retention)
         check_at_least(self.timed, 0, "--timed")
         if self.output is not None and self.output.exists() and not self.output.is_dir():
             raise UsageError(f"--output: {self.output} is a file; expected a folder")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from cacovid.commands.asking import PictureCommand
-from cacovid.commands.common import UsageError, check_retention, write_json, write_line
+from cacovid.commands.common import UsageError, check_retentions, write_json, write_line
 from cacovid.commands.loading import load_model
 from cacovid.commands.progress import progress, steps_bar
 from cacovid.commands.questions import policies_of
@@ -88,10 +88,7 @@ class Report(PictureCommand):
         from cacovid.viz.report import check_report_path
 
         self.check_asking()
-        for value in self.retention:
-            check_retention(value)
-        if not self.retention or len(set(self.retention)) < len(self.retention):
-            raise UsageError("--retention names no share, or one twice; name each once")
+        check_retentions(self.retention)
         try:
             check_report_path(self.output)
         except InvalidInputError as error:

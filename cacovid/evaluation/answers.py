@@ -17,6 +17,7 @@ from cacovid.models.registry import adapter_for
 from cacovid.models.repack import shorten
 from cacovid.train.choices import letter_ids
 from cacovid.train.data import TrainingSample
+from cacovid.train.decoding import decode_greedily
 from cacovid.train.encoding import PreparedSample
 from cacovid.train.marking import extract_answer, mark
 from cacovid.train.packing import PaddedRows, pad_packed
@@ -158,21 +159,8 @@ class Answerer:
         return said
 
     def _generate(self, asked: Sequence[Request], rows: PaddedRows) -> list[str]:
-        pad = self.tokenizer.pad_token_id
-        # Embeddings serve the prefill, ids everything else; see the adapters.
-        ids = torch.full(rows.attention_mask.shape, pad, device=rows.embeds.device)
-        out = self.model.generate(
-            input_ids=ids,
-            inputs_embeds=rows.embeds,
-            attention_mask=rows.attention_mask,
-            position_ids=rows.position_ids,
-            max_new_tokens=max(self._longest(r.prepared.sample) for r in asked),
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=pad,
-        )
-        new = self.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
-        return [text.strip() for text in new]
+        longest = max(self._longest(r.prepared.sample) for r in asked)
+        return [text.strip() for text in decode_greedily(self.model, self.tokenizer, rows, longest)]
 
     def _longest(self, sample: TrainingSample) -> int:
         if sample.problem_type != "exact":

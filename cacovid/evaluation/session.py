@@ -177,9 +177,15 @@ class EvaluationRun:
                 pass  # refuses a model whose layers it does not know
 
         place = self.qa.model.name_or_path
-        stored = tuple(policies_beside(Path(place))) if place else ()
+        registered = methods.names()
+        # A method of that name serves `cacovid:score` already.
+        stored = [
+            name
+            for name in (policies_beside(Path(place)) if place else ())
+            if name.removeprefix(f"{BESIDE}:") not in registered or name == BESIDE
+        ]
         oracles = tuple(ORACLES) if self.embedded else ()
-        names = dict.fromkeys((*stored, *methods.names(), *oracles))
+        names = dict.fromkeys((*stored, *registered, *oracles))
         return runnable(self.qa.model, try_out, list(names))
 
     def _first_readable(self) -> TrainingSample:

@@ -67,7 +67,14 @@ class _FastVHook(LayerHook):
 def keep_attended(
     hook: LayerHook, layer: int, hidden: Tensor, received: Callable[[], Tensor]
 ) -> Reduced | None:
-    """Prunes each video to its target by received attention, ties to the lowest index."""
+    """Prunes each video to its target by received attention, ties to the lowest index.
+
+    Args:
+        hook: Knows what is left of each video; its counts go down.
+        layer: The layer whose output is pruned.
+        hidden: `[S, D]`, that output.
+        received: Gives the attention that every row receives, `[S]` float32.
+    """
     targets = [hook.target(video, layer) for video in range(hook.grid.num_videos)]
     if all(target >= now for target, now in zip(targets, hook.counts_now, strict=True)):
         return None
@@ -84,7 +91,13 @@ def keep_attended(
 
 
 def without(dropped: Tensor, hidden: Tensor, hook: LayerHook) -> Reduced:
-    """Everything but the dropped rows, whose number the hook's counts tell."""
+    """Everything but the dropped rows, whose number the hook's counts tell.
+
+    Args:
+        dropped: `[S]` bool.
+        hidden: `[S, D]`.
+        hook: Its counts are those after dropping: nothing waits for the device.
+    """
     text = hook.length - hook.grid.num_tokens
     order = torch.sort(dropped.to(torch.uint8), stable=True).indices
     rows = order[: text + sum(hook.counts_now)]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cacovid.errors import InvalidInputError, UnsupportedModelError
+from cacovid.models.base import Adapter
 from cacovid.models.column_means import column_means
 from cacovid.types import Prompt
 
@@ -72,15 +73,7 @@ def received_attention(
         InvalidInputError: if the LLM has no such layer, or a prompt has no question tokens to ask.
         UnsupportedModelError: if the layer's attention has no separate q and k projections.
     """
-    from cacovid.models.registry import adapter_for
-
-    adapter = adapter_for(model)
-    decoder = adapter.text_model(model)
-    depth = len(decoder.layers)
-    if not 0 <= layer < depth:
-        raise InvalidInputError(
-            f"attention of layer {layer} was asked for; the LLM has layers 0 to {depth - 1}"
-        )
+    adapter, decoder = _decoder_of(model, layer, "attention")
     asking = torch.zeros(prompt.embeds.shape[0], dtype=torch.bool, device=prompt.embeds.device)
     asking[prompt.question_index] = True
     received = prompt.embeds.new_zeros(prompt.embeds.shape[0], dtype=torch.float32)
@@ -116,6 +109,16 @@ def attention_inputs(model: nn.Module, prompt: Prompt, layer: int = 0) -> Tensor
         InvalidInputError: if the LLM has no such layer.
         UnsupportedModelError: if the layer's attention has no separate q and k projections.
     """
+    adapter, decoder = _decoder_of(model, layer, "inputs")
+    parts = []
+    for begin, end in _spans(prompt):
+        more = adapter.text_inputs(prompt, begin, end)
+        parts.append(_run_to_layer(decoder, prompt, begin, end, layer, more)[0][0])
+    return torch.cat(parts)
+
+
+def _decoder_of(model: nn.Module, layer: int, wanted: str) -> tuple[Adapter, Any]:
+    """The model's adapter and decoder, which has the layer."""
     from cacovid.models.registry import adapter_for
 
     adapter = adapter_for(model)
@@ -123,13 +126,9 @@ def attention_inputs(model: nn.Module, prompt: Prompt, layer: int = 0) -> Tensor
     depth = len(decoder.layers)
     if not 0 <= layer < depth:
         raise InvalidInputError(
-            f"inputs of layer {layer} were asked for; the LLM has layers 0 to {depth - 1}"
+            f"{wanted} of layer {layer} asked for; the LLM has layers 0 to {depth - 1}"
         )
-    parts = []
-    for begin, end in _spans(prompt):
-        more = adapter.text_inputs(prompt, begin, end)
-        parts.append(_run_to_layer(decoder, prompt, begin, end, layer, more)[0][0])
-    return torch.cat(parts)
+    return adapter, decoder
 
 
 def _spans(prompt: Prompt) -> Iterator[tuple[int, int]]:

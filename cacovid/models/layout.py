@@ -88,7 +88,17 @@ def match_videos(placeholders: Sequence[int], grid: Grid, separators: int) -> tu
 def split_places(
     places: Tensor, grid: Grid, total: int, separators: int
 ) -> tuple[Tensor, Tensor]:
-    """Packed places of the video tokens, and of everything else (separators among it)."""
+    """Packed places of the video tokens, and of everything else (separators among it).
+
+    Args:
+        places: `[P]` int64 on the CPU: places of all placeholders, separators included.
+        grid: The packed videos.
+        total: Tokens of all prompts.
+        separators: Rows after each video that are no video tokens.
+
+    Returns:
+        `[N]` and `[total - N]` int64, ascending.
+    """
     is_token = torch.ones(len(places), dtype=torch.bool)
     for number, end in enumerate(grid.host_video_offsets[1:]):
         is_token[end + number * separators : end + (number + 1) * separators] = False

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cacovid.errors import UnsupportedModelError
 from cacovid.models.base import ImageFeatures, VideoFeatures
-from cacovid.models.llava_onevision import as_clips
+from cacovid.models.llava_onevision import as_clips, tiled_image_features
 from cacovid.models.placeholders import PlaceholderAdapter
 from cacovid.models.vision_extras import Caught, pooled
 from cacovid.types import Grid
@@ -61,10 +61,4 @@ class LlavaNextVideoAdapter(PlaceholderAdapter):
 
     def image_features(self, model: nn.Module, inputs: Mapping[str, Any]) -> ImageFeatures | None:
         """All images' tokens and line ends."""
-        if inputs.get("pixel_values") is None:
-            return None
-        settings = {k: inputs[k] for k in _SETTINGS if inputs.get(k) is not None}
-        out = self.inner_model(model).get_image_features(
-            inputs["pixel_values"], inputs["image_sizes"], return_dict=True, **settings
-        )
-        return ImageFeatures(torch.cat(list(out.pooler_output)))
+        return tiled_image_features(self.inner_model(model), inputs, _SETTINGS)

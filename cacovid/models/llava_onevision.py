@@ -7,7 +7,7 @@ which has to be of equal lengths, and which old releases repeat for beams video 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -74,13 +74,26 @@ class LlavaOnevisionAdapter(PlaceholderAdapter):
 
     def image_features(self, model: nn.Module, inputs: Mapping[str, Any]) -> ImageFeatures | None:
         """All images' tokens and line ends."""
-        if inputs.get("pixel_values") is None:
-            return None
-        settings = {k: inputs[k] for k in _IMAGE_SETTINGS if inputs.get(k) is not None}
-        out = self.inner_model(model).get_image_features(
-            inputs["pixel_values"], inputs["image_sizes"], return_dict=True, **settings
-        )
-        return ImageFeatures(torch.cat(list(out.pooler_output)))
+        return tiled_image_features(self.inner_model(model), inputs, _IMAGE_SETTINGS)
+
+
+def tiled_image_features(
+    inner: Any, inputs: Mapping[str, Any], settings: Sequence[str]
+) -> ImageFeatures | None:
+    """All images' tokens and line ends `[I, D]` of a LLaVA that cuts images into tiles.
+
+    Args:
+        inner: The model without its language-model head.
+        inputs: What the processor returned; None comes back without images.
+        settings: Names of the inputs that say how features are made.
+    """
+    if inputs.get("pixel_values") is None:
+        return None
+    given = {name: inputs[name] for name in settings if inputs.get(name) is not None}
+    out = inner.get_image_features(
+        inputs["pixel_values"], inputs["image_sizes"], return_dict=True, **given
+    )
+    return ImageFeatures(torch.cat(list(out.pooler_output)))
 
 
 def as_clips(pixels: Any) -> list[Tensor]:

@@ -68,7 +68,7 @@ class VideoSettings:
         )  # fmt: skip
 
     def normalised(self, frames: Tensor) -> Tensor:
-        """float32 of uint8 frames: rescaled, and by mean and standard deviation."""
+        """float32 `[F, 3, H, W]` of uint8 frames: rescaled, by mean and deviation."""
         # One step, with the rescaling inside mean and std, as the fast processor does.
         mean = torch.tensor(self.mean) * (1.0 / self.rescale)
         std = torch.tensor(self.std) * (1.0 / self.rescale)

@@ -76,7 +76,7 @@ def bernoulli_sample(
 def video_counts(
     logits: Tensor, grid: Grid | Iterable[Sequence[int]] | None
 ) -> list[int]:
-    """Tokens of each video.
+    """Tokens of each video of `[N]` logits; all `N` without a grid.
 
     Raises:
         InvalidInputError: without tokens, or for a video with too many of them.

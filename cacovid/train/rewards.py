@@ -16,6 +16,7 @@ from cacovid.errors import InvalidInputError, UnsupportedModelError
 from cacovid.models.placeholders import DEEPSTACK
 from cacovid.train.choices import letter_ids
 from cacovid.train.data import TrainingSample
+from cacovid.train.decoding import decode_greedily
 from cacovid.train.encoding import PreparedSample, SampleEncoder
 from cacovid.train.marking import extract_answer, mark
 from cacovid.train.packing import pad_rows
@@ -209,21 +210,7 @@ class LocalReward:
         return self._graded(-cross_entropy, correct)
 
     def _generated(self, sample: TrainingSample, packed: Prompt) -> Rewards:
-        rows = pad_rows(packed)
-        pad = self._tokenizer.pad_token_id
-        # Embeddings serve the prefill, ids everything else; see the adapters.
-        ids = torch.full(rows.attention_mask.shape, pad, device=packed.embeds.device)
-        out = self.model.generate(
-            input_ids=ids,
-            inputs_embeds=rows.embeds,
-            attention_mask=rows.attention_mask,
-            position_ids=rows.position_ids,
-            max_new_tokens=self.max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=pad,
-        )
-        new = self._tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+        new = decode_greedily(self.model, self._tokenizer, pad_rows(packed), self.max_new_tokens)
         marks = [mark(text, sample.solution, sample.problem_type) for text in new]
         correct = torch.tensor(marks, dtype=torch.float32, device=packed.embeds.device)
         return Rewards(correct, correct)

@@ -164,6 +164,17 @@ def test_all_methods_that_can_run(random_qa, samples, monkeypatch):
     assert set(names) | set(run.left_out) >= set(methods.names())
 
 
+def test_a_policy_that_a_method_serves_stands_once(random_qa, samples, monkeypatch, tmp_path):
+    from cacovid.policies import SurpriseConfig, SurprisePolicy
+
+    width = random_qa.model.config.text_config.hidden_size
+    for folder in ("policy-score", "policy-other"):
+        SurprisePolicy(SurpriseConfig(hidden_size=width)).save_pretrained(tmp_path / folder)
+    monkeypatch.setattr(random_qa.model, "name_or_path", str(tmp_path), raising=False)
+    names = [chooser.name for chooser in make_run(random_qa, samples, names=("all",)).choosers]
+    assert {"score", "cacovid:other"} <= set(names) and "cacovid:score" not in names
+
+
 def test_letters_that_the_tokenizer_cannot_tell_apart_are_listed(samples):
     class Deaf:
         def __call__(self, text, add_special_tokens=False):

@@ -47,7 +47,7 @@ class AuxiliaryHeads(nn.Module):
 def auxiliary_loss(
     heads: AuxiliaryHeads, states: tuple[Tensor, ...], keep: list[np.ndarray], clips: list[Clip]
 ) -> Tensor:
-    """Dense losses on the video tokens' hidden states (after layers 1, 2 and 3)."""
+    """Dense losses on the video tokens' hidden states `[B, S, D]` (after layers 1, 2 and 3)."""
     lead = 2
     early, middle, late, frame, age, direction, previous = [], [], [], [], [], [], []
     for b, (tokens, clip) in enumerate(zip(keep, clips, strict=True)):
@@ -96,7 +96,8 @@ def place_of(clip: Clip, item: int) -> int:
 def mention_loss(
     heads: AuxiliaryHeads, states: tuple[Tensor, ...], batch: Batch, clips: list[Clip]
 ) -> Tensor:
-    """Losses of the words that name an object, after layer 4: its look, time, way and place."""
+    """Losses of the words that name an object, by the states `[B, S, D]` after layer 4: its look,
+    time, way and place."""
     if not len(batch.mention_at):
         return states[0].sum() * 0.0
     known = [(*clips[b].items[item][:6], place_of(clips[b], item)) for b, item in batch.mention_of]
@@ -116,7 +117,8 @@ def mention_loss(
 def word_loss(
     model: Any, writer: QuestionWriter, states: tuple[Tensor, ...], batch: Batch
 ) -> Tensor:
-    """Loss of the answer's word (not its letter) at the answer's place, before the last layer."""
+    """Loss of the answer's word (not its letter) at the answer's place, by the states `[B, S, D]`
+    before the last layer."""
     asked = [pair for row in batch.question_of for pair in row]
     words = [q.options[LETTERS.index(q.answer)] if q.options else q.answer for q, _ in asked]
     target = torch.tensor(writer.tokenizer.convert_tokens_to_ids(words))

@@ -45,7 +45,7 @@ class DenseHeads(nn.Module):
         self.offset = nn.Linear(TEXT_WIDTH, 2)
 
     def words(self, features: Tensor, name: str) -> Tensor:
-        """Logits of the features over the words of one attribute."""
+        """Logits `[T, words]` of features `[T, D]` over the words of one attribute."""
         table = self.embedding.weight[getattr(self, name)]
         return self.scale * features @ table.T
 
@@ -134,7 +134,7 @@ def train_vision(
 def dense_losses(
     heads: DenseHeads, features: Tensor, truth: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """One loss per thing that a token is told."""
+    """One loss, a scalar, per thing that a token is told; features `[T, D]`, `targets` of them."""
     cell = torch.arange(features.shape[0]) % world.CELLS**2
     brief = truth["kind"] == 1
     # Big objects cover most labelled tokens; questions ask for brief ones.
@@ -153,7 +153,7 @@ def dense_losses(
 
 
 def accuracy(heads: DenseHeads, features: Tensor, truth: dict[str, Tensor], name: str) -> float:
-    """Share of brief objects' tokens whose attribute is named rightly."""
+    """Share of brief objects' tokens whose attribute is named rightly; features `[T, D]`."""
     brief = truth["kind"] == 1
     right = heads.words(features, name).argmax(dim=1) == truth[name]
     return float(right[brief].float().mean())
