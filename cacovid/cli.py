@@ -8,6 +8,7 @@ error, without a traceback unless `--debug` is given.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _tolerate_plain_terminals()
     if arguments[:1] in (["--version"], ["-V"]):
         sys.stdout.write(f"cacovid {__version__}\n")
         return 0
@@ -47,7 +49,7 @@ def _run(arguments: list[str]) -> int:
     try:
         command = parse(arguments)
     except SystemExit as stop:  # tyro has told what is wrong, or shown the help
-        return stop.code if isinstance(stop.code, int) else WRONG_USAGE
+        return _flushed(stop.code if isinstance(stop.code, int) else WRONG_USAGE)
     except BrokenPipeError:
         return _nobody_reads()
     try:
@@ -65,6 +67,22 @@ def _run(arguments: list[str]) -> int:
             return FAILED
         return _fail(_message(error), FAILED)
     return 0
+
+
+def _tolerate_plain_terminals() -> None:
+    """Where only ASCII can be written, signs beyond it become "?" instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _flushed(status: int) -> int:
+    """Short output may still lie in the buffer; a closed pipe must show here, not at exit."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _nobody_reads()
+    return status
 
 
 def _nobody_reads() -> int:

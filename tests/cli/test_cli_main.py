@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -27,13 +28,27 @@ def test_help_is_quick_and_imports_no_torch(cacovid):
     assert seconds < 10
 
 
-def test_a_closed_pipe_is_no_error_to_tell():
-    command = [sys.executable, "-m", "cacovid", "--help"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+def _environment(encoding):
+    return {"PATH": os.environ["PATH"], "PYTHONIOENCODING": encoding}
+
+
+# Long help is written while it is made; short help lies in the buffer until the end.
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--help"]])
+def test_a_closed_pipe_is_no_error_to_tell(arguments, encoding):
+    command = [sys.executable, "-m", "cacovid", *arguments]
+    pipe, environment = subprocess.PIPE, _environment(encoding)
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+def test_help_on_a_terminal_of_ascii_only():
+    command = [sys.executable, "-m", "cacovid", "--help"]
+    done = subprocess.run(command, capture_output=True, env=_environment("ascii"))
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"usage: cacovid" in done.stdout and done.stdout.isascii()
 
 
 def test_help_of_a_command_names_its_options(cacovid):
