@@ -419,7 +419,7 @@ def draw(lines: Sequence[dict[str, str]], path: Path, options: argparse.Namespac
     lengths = sorted({int(line["tokens"]) for line in lines})
     shown = [line for line in lines if line["ms"]]
     first = {line["method"]: float(line["copies"]) for line in reversed(shown)}
-    names = sorted(first, key=lambda name: first[name])
+    names = sorted({line["method"] for line in lines}, key=lambda n: (first.get(n, math.inf), n))
     figure, axis = plt.subplots(figsize=(8.5, 0.33 * len(names) + 1.6), layout="constrained")
     colours = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
     for number, tokens in enumerate(lengths):
