@@ -56,18 +56,3 @@ def _placed(model: Any, name: str, value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     return value.to(model.device, model.dtype if name.startswith("pixel_values") else value.dtype)
-
-
-def text_inputs(model: Any, processor: Any, text: str, placeholders: int) -> dict[str, Any]:
-    """`input_ids` and `attention_mask` of a further question on a video that was encoded before.
-
-    Args:
-        model: The model.
-        processor: Its processor.
-        text: What the user says.
-        placeholders: Rows of the video's features, which take the video token's place.
-    """
-    token = processor.video_token
-    prompt = chat_prompt(processor, text).replace(token, token * placeholders, 1)
-    batch = processor.tokenizer([prompt], return_tensors="pt")
-    return {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}

@@ -31,15 +31,12 @@ from cacovid.models.base import (
     QuestionSource,
     VideoFeatures,
 )
+from cacovid.models.deepstack import DEEPSTACK, decoder_inputs
 from cacovid.models.generation import release
 from cacovid.models.question import locate_questions
 from cacovid.models.repack import rewrite, shorten_like_ids
 from cacovid.models.vision_extras import Caught, fill_extras, has_extras, watch_vision
 from cacovid.types import Prompt, Selection
-
-#: `Prompt.extras` of a family with deepstack: `[levels, S, D]`, what is added to the hidden states
-#: after the first layers; zeros where no visual token stands.
-DEEPSTACK = "deepstack"
 
 #: Settings of a model's configuration that are ids around the placeholders.
 _MARKERS = ("vision_start_token_id", "vision_end_token_id")
@@ -120,14 +117,7 @@ class PlaceholderAdapter:
     def text_inputs(self, prompt: Prompt, begin: int, end: int) -> dict[str, Any]:
         """What the decoder takes beside embeddings, mask and positions of packed tokens."""
         deepstack = prompt.extras.get(DEEPSTACK)
-        if deepstack is None:
-            return {}
-        # Zeros are added to the text: the same numbers, and no reading of places from the device.
-        everywhere = torch.ones(1, end - begin, dtype=torch.bool, device=deepstack.device)
-        return {
-            "visual_pos_masks": everywhere,
-            "deepstack_visual_embeds": list(deepstack[:, begin:end]),
-        }
+        return {} if deepstack is None else decoder_inputs(deepstack[:, None, begin:end])
 
     def has_video(self, inputs: Mapping[str, Any]) -> bool:
         """Whether the inputs hold pixels of a video."""

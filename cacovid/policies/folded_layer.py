@@ -60,7 +60,9 @@ class FoldedWeights(NamedTuple):
 
     Args:
         qkv: `[(H + 2*H_kv)*d, D]`, behind the input norm.
-        qkv_bias: `[(H + 2*H_kv)*d]`.
+        qkv_bias: `[(H + 2*H_kv)*d]`; zeros for a layer without biases.
+        qk_norm: `[H + H_kv, d]`: the weights of the norms of queries and keys, head by head; None
+            for a layer without. They stand before the rotation and fold into nothing.
         output: `[D, H*d]`.
         gate_up: `[2*I, D]`, behind the second norm.
         down: `[D, I]`.
@@ -70,6 +72,7 @@ class FoldedWeights(NamedTuple):
 
     qkv: Tensor | Float8Weight
     qkv_bias: Tensor
+    qk_norm: Tensor | None
     output: Tensor | Float8Weight
     gate_up: Tensor | Float8Weight
     down: Tensor | Float8Weight
@@ -92,9 +95,20 @@ def fold(policy: SelfAttentionPolicy, in_float8: bool) -> FoldedWeights:
     def weight(value: Tensor) -> Tensor | Float8Weight:
         return float8.quantise_weight(value) if in_float8 else value.detach()
 
+    def bias(part: Any) -> Tensor:
+        own: Tensor | None = part.bias
+        return part.weight.new_zeros(len(part.weight)) if own is None else own
+
+    norms = None
+    if attention.q_norm is not None:
+        heads = ((attention.q_norm, attention.q_proj), (attention.k_norm, attention.k_proj))
+        norms = torch.cat(
+            [norm.weight.expand(len(part.weight) // len(norm.weight), -1) for norm, part in heads]
+        )
     return FoldedWeights(
         qkv=weight(torch.cat([part.weight * before for part in projections])),
-        qkv_bias=torch.cat([part.bias for part in projections]),
+        qkv_bias=torch.cat([bias(part) for part in projections]),
+        qk_norm=norms,
         output=weight(attention.o_proj.weight),
         gate_up=weight(torch.cat([mlp.gate_proj.weight * after, mlp.up_proj.weight * after])),
         down=weight(mlp.down_proj.weight),
@@ -296,6 +310,7 @@ def _attention(
     inner = heads * width
     eps = config.rms_norm_eps
     own = _product(_normalised(video, eps), weights.qkv, weights.qkv_bias)
+    _normalise_heads_(own, weights.qk_norm, eps)
     _rotate_(own[:, : inner + kv_heads * width], rotation, rows.video, width)
     kv = own[:, inner:]
     text = kv[:0]
@@ -303,6 +318,7 @@ def _attention(
         others = prompt.embeds.index_select(0, rows.text).to(video.dtype)
         keys_and_values = _part(weights.qkv, inner)
         text = _product(_normalised(others, eps), keys_and_values, weights.qkv_bias[inner:])
+        _normalise_heads_(text, None if weights.qk_norm is None else weights.qk_norm[heads:], eps)
         _rotate_(text[:, : kv_heads * width], rotation, rows.text, width)
 
     def split(projected: Tensor) -> Tensor:
@@ -369,6 +385,13 @@ def _groups(rows: Rows) -> dict[tuple[int, int], list[int]]:
 
 def _stacked(parts: list[Tensor]) -> Tensor:
     return parts[0][None] if len(parts) == 1 else torch.stack(parts)
+
+
+def _normalise_heads_(projected: Tensor, weight: Tensor | None, eps: float) -> None:
+    """Normalises the first heads of `[rows, heads*d]` in place, each by a row of `[heads, d]`."""
+    if weight is not None:
+        heads = projected[:, : weight.numel()].unflatten(1, weight.shape)
+        heads.copy_(F.rms_norm(heads, weight.shape[1:], None, eps) * weight)
 
 
 def _rotate_(

@@ -36,6 +36,12 @@ class SelfAttentionConfig(PolicyConfig):
         rope_theta: Base of the rotary embedding.
         rms_norm_eps: Epsilon of the norms.
         head_size: Width of a head; None: `hidden_size / num_attention_heads`.
+        qkv_bias: Whether queries, keys and values have biases (Qwen2, Qwen2.5-VL).
+        qk_norm: Whether every head's queries and keys are normalised (Qwen3, Qwen3-VL).
+        mrope_section: How many of a head's pairs are turned by time, height and width
+            (M-RoPE); None: all by one axis of positions.
+        mrope_interleaved: Whether the axes take turns along a head's pairs (Qwen3-VL) instead of
+            standing one after another (Qwen2.5-VL).
     """
 
     hidden_size: int
@@ -45,9 +51,15 @@ class SelfAttentionConfig(PolicyConfig):
     rope_theta: float = 1_000_000.0
     rms_norm_eps: float = 1e-6
     head_size: int | None = None
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    mrope_section: tuple[int, ...] | None = None
+    mrope_interleaved: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mrope_section is not None:  # JSON has lists
+            object.__setattr__(self, "mrope_section", tuple(self.mrope_section))
         self.require_positive(
             "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size"
         )
@@ -71,6 +83,12 @@ class SelfAttentionConfig(PolicyConfig):
             raise InvalidInputError(
                 f"a head is {self.head_width} wide; expected an even width: the rotary embedding "
                 f"turns pairs"
+            )
+        section = self.mrope_section
+        if section is not None and (len(section) != 3 or 2 * sum(section) != self.head_width):
+            raise InvalidInputError(
+                f"mrope_section is {section}; expected the pairs of time, height and width, "
+                f"{self.head_width // 2} in all"
             )
 
     @property
@@ -114,8 +132,9 @@ class SelfAttentionPolicy(StoredPolicy):
         """A policy whose decoder layer starts as layer 0 of a model's language model.
 
         Args:
-            model: A Hugging Face model with a Qwen2-like decoder (`self_attn` with biases on
-                queries, keys and values; `mlp` with a gate).
+            model: A Hugging Face model with a decoder like those of Qwen2, Qwen2.5-VL, Qwen3 or
+                Qwen3-VL (`self_attn` with biases on queries, keys and values or with norms of
+                queries and keys; `mlp` with a gate; M-RoPE or one axis of positions).
             **settings: Further settings of `SelfAttentionConfig` (`base_model`, `policy_share`).
 
         Raises:
@@ -135,28 +154,40 @@ class SelfAttentionPolicy(StoredPolicy):
                     f"{type(model).__name__} has the {what} {given!r}; this policy's layer has "
                     f"{expected!r}, so the model's weights would not mean the same in it"
                 )
-        config = SelfAttentionConfig(
-            hidden_size=base.hidden_size,
-            num_attention_heads=base.num_attention_heads,
-            num_key_value_heads=base.num_key_value_heads,
-            intermediate_size=base.intermediate_size,
-            rope_theta=float(theta if theta is not None else getattr(base, "rope_theta", 1e6)),
-            rms_norm_eps=base.rms_norm_eps,
-            head_size=getattr(base, "head_dim", None),
-            **settings,
-        )
-        policy = cls(config)
-        own = policy.layers[0].state_dict()
+        shape = {
+            "hidden_size": base.hidden_size,
+            "num_attention_heads": base.num_attention_heads,
+            "num_key_value_heads": base.num_key_value_heads,
+            "intermediate_size": base.intermediate_size,
+            "rope_theta": float(theta if theta is not None else getattr(base, "rope_theta", 1e6)),
+            "rms_norm_eps": base.rms_norm_eps,
+            "head_size": getattr(base, "head_dim", None),
+            "mrope_section": rope.get("mrope_section"),
+            # A property of the family's code, which not every checkpoint's configuration states.
+            "mrope_interleaved": bool(rope.get("mrope_interleaved"))
+            or str(base.model_type).startswith("qwen3_vl"),
+        }
         for module in model.modules():
             layers = getattr(module, "layers", None)
-            if isinstance(layers, nn.ModuleList) and len(layers):
-                given = layers[0].state_dict()
-                if set(given) == set(own) and all(given[k].shape == own[k].shape for k in own):
-                    policy.layers[0].load_state_dict(given)
-                    return policy
+            if not isinstance(layers, nn.ModuleList) or not len(layers):
+                continue
+            given = layers[0].state_dict()
+            config = SelfAttentionConfig(
+                qkv_bias="self_attn.q_proj.bias" in given,
+                qk_norm="self_attn.q_norm.weight" in given,
+                **shape,
+                **settings,
+            )
+            with torch.device("meta"):
+                own = _DecoderLayer(config).state_dict()
+            if set(given) == set(own) and all(given[k].shape == own[k].shape for k in own):
+                policy = cls(config)
+                policy.layers[0].load_state_dict(given)
+                return policy
         raise UnsupportedModelError(
-            f"{type(model).__name__} has no decoder layer with the tensors "
-            f"{', '.join(sorted(own))}; expected a Qwen2-like language model"
+            f"{type(model).__name__} has no decoder layer whose tensors are self_attn (q_proj, "
+            f"k_proj, v_proj, o_proj, and q_norm and k_norm or not), mlp (gate_proj, up_proj, "
+            f"down_proj) and two norms; expected a Qwen-like language model"
         )
 
     def forward(self, prompt: Prompt) -> Scores:
@@ -173,8 +204,8 @@ class SelfAttentionPolicy(StoredPolicy):
 
         Raises:
             WrongBaseModelError: if the prompt has another hidden size.
-            InvalidInputError: for position ids of several axes that differ; for a policy in float8
-                on a device without such products.
+            InvalidInputError: for position ids of several axes that differ, where the policy has
+                one (`mrope_section`); for a policy in float8 on a device without such products.
         """
         rows = rows_of(prompt) if self._may_fold(prompt) else None
         if rows is None:
@@ -312,19 +343,24 @@ class _DecoderLayer(nn.Module):
 class _Attention(nn.Module):
     def __init__(self, config: SelfAttentionConfig) -> None:
         super().__init__()
-        d, width = config.hidden_size, config.head_width
+        d, width, bias = config.hidden_size, config.head_width, config.qkv_bias
         self.width = width
-        self.q_proj = nn.Linear(d, config.num_attention_heads * width)
-        self.k_proj = nn.Linear(d, config.num_key_value_heads * width)
-        self.v_proj = nn.Linear(d, config.num_key_value_heads * width)
+        self.q_proj = nn.Linear(d, config.num_attention_heads * width, bias)
+        self.k_proj = nn.Linear(d, config.num_key_value_heads * width, bias)
+        self.v_proj = nn.Linear(d, config.num_key_value_heads * width, bias)
         self.o_proj = nn.Linear(config.num_attention_heads * width, d, bias=False)
+        eps = config.rms_norm_eps
+        self.q_norm = nn.RMSNorm(width, eps=eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(width, eps=eps) if config.qk_norm else None
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         def split(projected: Tensor) -> Tensor:
             return projected.unflatten(1, (-1, self.width)).transpose(0, 1)[None]
 
-        query = _rotate(split(self.q_proj(x)), rotation)
-        key = _rotate(split(self.k_proj(x)), rotation)
+        query, key = split(self.q_proj(x)), split(self.k_proj(x))
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key = _rotate(query, rotation), _rotate(key, rotation)
         value = split(self.v_proj(x))
         mixed = F.scaled_dot_product_attention(
             query, key, value, enable_gqa=key.shape[1] != query.shape[1]
@@ -364,17 +400,40 @@ def _half_rotation(
     position_ids: Tensor, config: SelfAttentionConfig, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Its cosines and sines `[S, width/2]`: both halves of a head turn by the same angles."""
-    if position_ids.dim() == 2:
-        if not bool((position_ids == position_ids[:1]).all()):
-            raise InvalidInputError(
-                f"position_ids {tuple(position_ids.shape)} differ between axes; this policy has a "
-                f"rotary embedding of one axis. Use a policy of a base model with one axis"
-            )
-        position_ids = position_ids[0]
     half = config.head_width // 2
-    powers = torch.arange(half, device=position_ids.device, dtype=torch.float64) / half
-    angles = position_ids[:, None].double() * config.rope_theta**-powers
+    pairs = torch.arange(half, device=position_ids.device)
+    if position_ids.dim() == 2 and config.mrope_section is not None:
+        places = position_ids.index_select(0, _axis_of(pairs, config)).T
+    else:
+        places = _one_axis(position_ids)[:, None]
+    angles = places.double() * config.rope_theta ** -(pairs.double() / half)
     return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def _axis_of(pairs: Tensor, config: SelfAttentionConfig) -> Tensor:
+    """The axis (0 time, 1 height, 2 width) whose positions turn each pair of a head.
+
+    Computed on the device, so that a CUDA graph may hold it.
+    """
+    assert config.mrope_section is not None
+    time, height, width = config.mrope_section
+    if not config.mrope_interleaved:
+        return (pairs >= time).long() + (pairs >= time + height).long()
+    # Time, height and width take turns; where height or width has had its share, time stands in.
+    high = (pairs % 3 == 1) & (pairs < 3 * height)
+    wide = (pairs % 3 == 2) & (pairs < 3 * width)
+    return high.long() + 2 * wide.long()
+
+
+def _one_axis(position_ids: Tensor) -> Tensor:
+    if position_ids.dim() == 1:
+        return position_ids
+    if not bool((position_ids == position_ids[:1]).all()):
+        raise InvalidInputError(
+            f"position_ids {tuple(position_ids.shape)} differ between axes; this policy has a "
+            f"rotary embedding of one axis. Use a policy of a base model with one axis"
+        )
+    return position_ids[0]
 
 
 def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from cacovid.models import deepstack
 from cacovid.train.packing import PaddedRows
 
 
@@ -21,15 +22,16 @@ def decode_greedily(model: Any, tokenizer: Any, rows: PaddedRows, max_new_tokens
     pad = tokenizer.pad_token_id
     # Embeddings serve the prefill, ids everything else; see the adapters.
     ids = torch.full(rows.attention_mask.shape, pad, device=rows.embeds.device)
-    out = model.generate(
-        input_ids=ids,
-        inputs_embeds=rows.embeds,
-        attention_mask=rows.attention_mask,
-        position_ids=rows.position_ids,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        pad_token_id=pad,
-    )
+    with deepstack.reading(model, rows.embeds) as embeds:
+        out = model.generate(
+            input_ids=ids,
+            inputs_embeds=embeds,
+            attention_mask=rows.attention_mask,
+            position_ids=rows.position_ids,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=pad,
+        )
     answers: list[str] = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
     return answers

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from cacovid.models.base import EmbeddedInputs, QuestionSource, VideoFeatures
-from cacovid.models.inputs import text_inputs, video_inputs
+from cacovid.models.further_prompt import FurtherPrompt
+from cacovid.models.inputs import chat_prompt, video_inputs
 from cacovid.models.registry import adapter_for
 from cacovid.train.data import TrainingSample
 from cacovid.train.wording import word_problem
@@ -38,22 +39,17 @@ class PreparedSample:
     embedded: EmbeddedInputs
 
 
-#: Inputs that a further question on a video is made of, besides the pixels that it does without.
-_OF_TEXT = frozenset({"input_ids", "attention_mask", "pixel_values_videos"})
-
-
 @dataclass(frozen=True)
 class _Encoded:
     """A video that was encoded before.
 
     Args:
         features: What the vision tower made of it.
-        of_text: Whether the model's inputs hold nothing else of a video than a token for each row
-            of its features. Else (grids, timestamps) its processor reads the frames once more.
+        further: Lays out the prompts of further questions on it.
     """
 
     features: VideoFeatures
-    of_text: bool
+    further: FurtherPrompt
 
 
 class SampleEncoder:
@@ -93,16 +89,14 @@ class SampleEncoder:
         Raises:
             VideoReadError: if its video cannot be read.
         """
-        text = word_problem(sample)
-        key = sample.video_key
-        known = self._cache.get(key)
-        if known is not None and known.of_text:
-            rows = known.features.rows.shape[0]
-            inputs = text_inputs(self.model, self.processor, text, rows)
+        text, key = word_problem(sample), sample.video_key
+        known, prompt = self._cache.get(key), chat_prompt(self.processor, text)
+        if known is not None:
+            inputs = known.further(prompt)
         else:
             read = self.read_frames(sample)
             frames, told = read if isinstance(read, tuple) else (read, None)
-            inputs = video_inputs(self.model, self.processor, frames, text, told=told)
+            inputs = video_inputs(self.model, self.processor, frames, text, prompt, told)
         source = QuestionSource(text=text, tokenizer=self.processor.tokenizer, required=True)
         embedded = self._adapter.embed(
             self.model,
@@ -111,16 +105,12 @@ class SampleEncoder:
             question=source,
             features=None if known is None else known.features,
         )
-        if known is None:
-            self._remember(key, embedded, of_text=set(inputs) <= _OF_TEXT)
-        else:
+        if known is not None:
             self._cache.move_to_end(key)
+        elif embedded.features is not None:
+            further = FurtherPrompt(self.processor.tokenizer, prompt, inputs)
+            # In their own precision: a run resumed with a cold cache sees the same numbers.
+            self._cache[key] = _Encoded(embedded.features, further)
+            if len(self._cache) > self.cached_videos:
+                self._cache.popitem(last=False)
         return PreparedSample(sample, embedded.prompt, embedded)
-
-    def _remember(self, key: str, embedded: EmbeddedInputs, *, of_text: bool) -> None:
-        if self.cached_videos == 0 or embedded.features is None:
-            return
-        # In their own precision: a run resumed with a cold cache sees the same numbers.
-        self._cache[key] = _Encoded(embedded.features, of_text)
-        while len(self._cache) > self.cached_videos:
-            self._cache.popitem(last=False)

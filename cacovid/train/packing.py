@@ -69,7 +69,7 @@ class PaddedRows:
     """What a decoder reads: rows padded on the left.
 
     Args:
-        embeds: `[G, W, D]`.
+        embeds: `[G, W, D]`, or wider with deepstack features (`cacovid.models.deepstack`).
         attention_mask: `[G, W]` int64.
         position_ids: `[G, W]` or `[3, G, W]` int64.
     """

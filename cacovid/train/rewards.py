@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cacovid import ops
-from cacovid.errors import InvalidInputError, UnsupportedModelError
-from cacovid.models.placeholders import DEEPSTACK
+from cacovid.errors import InvalidInputError
+from cacovid.models import deepstack
 from cacovid.train.choices import letter_ids
 from cacovid.train.data import TrainingSample
 from cacovid.train.decoding import decode_greedily
@@ -161,18 +161,12 @@ class LocalReward:
         read: Callable[[Prompt], tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
         """Two numbers of each rollout, `[G]`, read batch by batch."""
-        if DEEPSTACK in prepared.prompt.extras:
-            raise UnsupportedModelError(
-                f"{type(self.model).__name__} adds visual features behind its first layers "
-                f"(deepstack), which rollouts from embeddings alone would lose; train on a model "
-                f"without (Qwen2-VL, Qwen2.5-VL, LLaVA-OneVision)"
-            )
         # By length, so that little of a batch is padding.
         kept = rollouts.sum(dim=1) if rollouts.dtype == torch.bool else rollouts.new_zeros(0)
         order = torch.argsort(kept, stable=True) if kept.numel() else None
         if order is not None:
             rollouts = rollouts[order]
-        packed = ops.pack_rollouts(prepared.prompt, rollouts)
+        packed = ops.pack_rollouts(deepstack.widened(prepared.prompt), rollouts)
         parts = [read(part) for part in _cut(packed, self.batch_tokens)]
         first, second = (torch.cat(column) for column in zip(*parts, strict=True))
         if order is not None:
@@ -217,15 +211,17 @@ class LocalReward:
 
     def _logits(self, packed: Prompt, answer: Tensor | None) -> Tensor:
         """`[G, A + 1, vocabulary]` float32: after the prompt and after each answer token."""
+        if answer is not None:  # words have nothing to add behind the first layers
+            answer = F.pad(answer, (0, packed.embeds.shape[1] - answer.shape[1]))
         rows = pad_rows(packed, answer)
-        count = 1 if answer is None else answer.shape[0] + 1
-        out = self.model(
-            inputs_embeds=rows.embeds,
-            attention_mask=rows.attention_mask,
-            position_ids=rows.position_ids,
-            logits_to_keep=count,
-            use_cache=False,
-        )
+        with deepstack.reading(self.model, rows.embeds) as embeds:
+            out = self.model(
+                inputs_embeds=embeds,
+                attention_mask=rows.attention_mask,
+                position_ids=rows.position_ids,
+                logits_to_keep=1 if answer is None else answer.shape[0] + 1,
+                use_cache=False,
+            )
         return out.logits.float()
 
     def _graded(self, log_probability: Tensor, correct: Tensor) -> Rewards:

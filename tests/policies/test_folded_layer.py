@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from itertools import accumulate, pairwise
 
 import pytest
@@ -89,6 +90,21 @@ def test_folded_equals_plain(pack, heads, rows, monkeypatch, folds):
     policy, prompt = policy_of(*heads).double(), pack_of(pack)
     assert_close(policy(prompt), policy.plain(prompt))
     assert len(folds) == 1
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("pack", ["one", "no text", "ragged"])
+def test_norms_of_heads_and_positions_of_three_axes(pack, interleaved):
+    policy = policy_of(
+        qkv_bias=False, qk_norm=True, mrope_section=(2, 1, 1), mrope_interleaved=interleaved
+    ).double()
+    prompt = pack_of(pack)
+    one = policy(prompt).token
+    generator = torch.Generator().manual_seed(1)
+    axes = torch.randint(0, 9, (3, len(prompt.embeds)), generator=generator)
+    prompt = dataclasses.replace(prompt, position_ids=axes)
+    assert_close(policy(prompt), policy.plain(prompt))
+    assert not torch.equal(policy(prompt).token, one)
 
 
 def test_a_head_size_of_its_own_and_the_video_apart_from_its_places():

@@ -16,6 +16,7 @@ from cacovid import (
     load_policy,
 )
 from cacovid.errors import InvalidInputError, UnsupportedModelError, WrongBaseModelError
+from cacovid.policies.self_attention import _rotation
 from cacovid.train.packing import pack_prompts, split_scores
 
 GRIDS = [(3, 2, 3), (1, 4, 4), (4, 1, 2)]
@@ -303,6 +304,48 @@ def test_a_layer_starts_as_the_language_models_own():
     with pytest.raises(UnsupportedModelError, match="no decoder layer"):
         model.model.layers = torch.nn.ModuleList()
         SelfAttentionPolicy.from_language_model(model)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_a_layer_starts_as_that_of_a_model_with_three_axes(name, tmp_path):
+    """Weights, M-RoPE, biases or norms of heads: the layer gives the model's own rows."""
+    from tests.models import families
+
+    model = getattr(families, name)(families.make_tokenizer())
+    policy = SelfAttentionPolicy.from_language_model(model, base_model="owner/base")
+    decoder = model.model.language_model
+    layer, config = decoder.layers[0], policy.config
+    third = name == "qwen3_vl"
+    assert (config.qkv_bias, config.qk_norm, config.mrope_interleaved) == (not third, third, third)
+    assert config.mrope_section == (2, 1, 1)
+    given, own = layer.state_dict(), policy.layers[0].state_dict()
+    assert set(given) == set(own) and all(torch.equal(given[n], own[n]) for n in given)
+    embeds = torch.randn(9, 32, generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([range(9), [3, 5, 1, 8, 2, 0, 7, 7, 4], [0, 6, 6, 2, 9, 1, 5, 3, 8]])
+    rotation = decoder.rotary_emb(embeds[None], positions[:, None])
+    with torch.no_grad():
+        rows = layer(
+            embeds[None], attention_mask=torch.zeros(1, 1, 9, 9), position_embeddings=rotation
+        )
+        rows = rows[0] if isinstance(rows, tuple) else rows
+        cosine, sine = _rotation(positions, config, torch.float32)
+        ours = policy.layers[0](embeds, (cosine, sine))
+    torch.testing.assert_close(ours, rows.view(9, 32), rtol=1e-5, atol=1e-5)
+    # An axis matters, and what is stored is the same policy.
+    turned = _rotation(positions[[0, 2, 1]], config, torch.float32)
+    assert not torch.allclose(turned[0], cosine)
+    policy.save_pretrained(tmp_path)
+    stored = load_policy(tmp_path)
+    assert stored.config == config
+    # One axis of positions counts for all.
+    same = _rotation(positions[0], config, torch.float32)
+    assert torch.equal(same[0], _rotation(positions[:1].expand(3, -1), config, torch.float32)[0])
+
+
+def test_axes_that_do_not_fit_the_head_are_refused():
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    with pytest.raises(InvalidInputError, match=r"mrope_section is \(2, 1\); expected .* 4 in all"):
+        SelfAttentionConfig(**sizes, intermediate_size=48, mrope_section=[2, 1])
 
 
 def test_positions_of_several_axes_are_refused():
