@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -102,7 +103,7 @@ def main() -> int:
     elif args.command == "train":
         for name in args.runs:
             for seed in args.seeds:
-                _train(name, seed, args.steps)
+                train_run(configuration(name, seed, args.steps))
     elif args.command == "curves":
         _curves()
     elif args.command == "shares":
@@ -134,26 +135,43 @@ def configuration(name: str, seed: int, steps: int | None) -> dict[str, Any]:
     return merged(config, {"output": str(RUNS / f"{name}-{seed}"), "training": own})
 
 
-def _train(name: str, seed: int, steps: int | None) -> None:
-    folder = RUNS / f"{name}-{seed}"
+def train_run(config: dict[str, Any]) -> None:
+    """Trains as a configuration says, in its `output`; goes on where a run was stopped.
+
+    A finished run is left alone.
+    """
+    folder = Path(config["output"])
     if (folder / "after.json").exists():
         print(f"{folder.name}: done already", flush=True)
         return
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(configuration(name, seed, steps), sort_keys=False))
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
     print(f"{folder.name}", flush=True)
-    print(_cacovid("train", str(path), "--resume"), flush=True)
+    print(run_cacovid("train", str(path), "--resume"), flush=True)
 
 
-def _cacovid(*arguments: str) -> str:
+def run_cacovid(*arguments: str) -> str:
+    """What a command prints; it runs in the project's folder, on one thread."""
     command = [sys.executable, "-m", "cacovid", *arguments]
-    return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True,
+        stdout=subprocess.PIPE, text=True,
+    ).stdout  # fmt: skip
 
 
-def finished() -> list[Path]:
+def finished(runs: Path = RUNS) -> list[Path]:
     """Folders of the finished runs."""
-    return sorted(path.parent for path in RUNS.glob("*/after.json"))
+    return sorted(path.parent for path in runs.glob("*/after.json"))
+
+
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """What a run logged, and the greedy accuracy before it as step 0."""
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    if (folder / "before.json").exists():
+        before = json.loads((folder / "before.json").read_text())
+        log.insert(0, {"step": 0, "greedy": before["accuracy"]})
+    return log
 
 
 def _curves() -> None:
@@ -165,18 +183,15 @@ def _curves() -> None:
     facts: dict[str, list[dict[str, float]]] = {}
     for folder in finished():
         name = folder.name.rpartition("-")[0]
-        lines = (folder / "log.jsonl").read_text().splitlines()
-        log = facts[folder.name] = [json.loads(line) for line in lines]
+        log = facts[folder.name] = read_log(folder)
         for axis, (key, title) in zip(axes, shown, strict=True):
             points = [(entry["step"], entry[key]) for entry in log if key in entry]
-            if key == "greedy" and (folder / "before.json").exists():
-                before = json.loads((folder / "before.json").read_text())
-                points.insert(0, (0, before["accuracy"]))
             if not points:
                 continue
             x, y = zip(*points, strict=True)
-            smooth = _smooth(y, 5 if key == "reward" else 1)
-            (line,) = axis.plot(x, smooth, color=colours.get(name))
+            (line,) = axis.plot(
+                x, smooth(y, 5 if key == "reward" else 1), color=colours.get(name)
+            )
             colours.setdefault(name, line.get_color())
             axis.set(xlabel="step", title=title)
     for name, colour in colours.items():
@@ -187,7 +202,7 @@ def _curves() -> None:
     print(RESULTS / "cpo-curves.png")
 
 
-def _smooth(values: Sequence[float], width: int) -> list[float]:
+def smooth(values: Sequence[float], width: int) -> list[float]:
     """Means of up to `width` entries before and at each."""
     return [
         sum(values[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(values))

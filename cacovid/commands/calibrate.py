@@ -62,7 +62,7 @@ class Calibrate(QuestionsCommand):
 
         if self.write is not None:
             check_target(self.write)
-        qa, samples = self.load(self.device)
+        qa, (samples,) = self.load(self.device, self.split)
         name = self._method_name(qa)
         timed = self.timed if self.first_token is not None else 0
         run = EvaluationRun(
@@ -78,7 +78,7 @@ class Calibrate(QuestionsCommand):
         self._report(found, name, len(comparison.kinds), written)
 
     def _check(self) -> Any:
-        self.check_questions()
+        self.check_questions(self.split)
         check_retentions(self.retention)
         check_at_least(self.timed, 1, "--timed")
         from cacovid.errors import InvalidInputError
@@ -115,7 +115,7 @@ class Calibrate(QuestionsCommand):
                     "candidates": [asdict(candidate) for candidate in found.candidates],
                     "questions": questions,
                     "model": self.model,
-                    "data": self.data_name,
+                    "data": self.data_name(self.split),
                     "written": None if written is None else str(written),
                 }
             )

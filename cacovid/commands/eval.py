@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,6 +40,8 @@ class Eval(QuestionsCommand):
 
     cacovid eval --data questions.csv --model DIR --methods all --output runs/mine
 
+    cacovid eval --embedded --split test shifted --methods all --draws 3 --by-type
+
     accelerate launch -m cacovid eval --data questions.json --model DIR --output runs/mine
     """
 
@@ -49,6 +52,16 @@ class Eval(QuestionsCommand):
     beside the model, random, uniform, attention, and the oracles."""
     retention: tuple[float, ...] = (0.25, 0.2, 0.15, 0.1, 0.05)
     """Shares of the tokens to keep."""
+    split: Annotated[
+        tuple[str, ...], arg(metavar="test|shifted|validation ...", help_behavior_hint="")
+    ] = ("test",)
+    """Sets of the embedded task, each with tables of its own (and with --output its own folder,
+    where there are several). Default: test."""
+    draws: int = 1
+    """Methods in which chance plays (random, the oracles) are asked so many times, each with random
+    numbers of its own; their figures are means."""
+    by_type: bool = False
+    """Print a table of question types for each share too; with --output it is always written."""
     timed: int = 8
     """On so many videos one question is asked once more for each method and retention, on its own,
     and timed by stage. 0: no times."""
@@ -60,34 +73,56 @@ class Eval(QuestionsCommand):
         """Compares, and prints the table."""
         self._check()
         from cacovid.evaluation.processes import Processes
-        from cacovid.evaluation.records import Records
-        from cacovid.evaluation.session import EvaluationRun
 
         processes = Processes()
         if processes.count > 1 and self.output is None:
             raise UsageError("several processes share results in a folder; give --output DIR")
-        qa, samples = self.load(processes.device(self.device))
+        qa, sets = self.load(processes.device(self.device), *self.split)
+        found: dict[str, dict[str, Any]] = {}
+        for split, samples in zip(self.split, sets, strict=True):
+            run, comparison = self._compare(qa, samples, split, processes)
+            if processes.is_main:
+                found[split] = self._facts(run, comparison, split)
+                self._report(found[split], self._folder(split))
+        processes.close()
+        if processes.is_main and self.json:
+            write_json(found[self.split[0]] if len(found) == 1 else {"sets": found})
+
+    def _compare(self, qa: Any, samples: Any, split: str, processes: Any) -> tuple[Any, Any]:
+        """The run on one set, and what it found."""
+        from cacovid.evaluation.records import Records
+        from cacovid.evaluation.session import EvaluationRun
+
         run = EvaluationRun(
             qa, samples, self.methods or self._defaults(policies_of(qa)), self.retention,
-            self.seed, self.timed, self.max_new_tokens, self.embedded,
+            self.seed, self.timed, self.max_new_tokens, self.embedded, self.draws,
         )  # fmt: skip
         run.prepare()
-        if processes.is_main:
+        if processes.is_main and split == self.split[0]:
             for name, reason in run.left_out.items():
                 sys.stderr.write(f"left out method {name}: {reason}\n")
         records = None
-        if self.output is not None:
-            records = Records(self.output, run.header(self.data_name), processes.rank)
+        if (folder := self._folder(split)) is not None:
+            records = Records(folder, run.header(self.data_name(split)), processes.rank)
         with steps_bar("Answering", len(run.samples)) as bar:
             comparison = run.run(
                 processes, records, lambda done: bar.step(min(done, len(run.samples)), None)
             )
-        processes.close()
-        if processes.is_main:
-            self._report(run, comparison)
+        return run, comparison
+
+    def _folder(self, split: str) -> Path | None:
+        """Where results on a set go."""
+        if self.output is None or len(self.split) == 1:
+            return self.output
+        return self.output / split
 
     def _check(self) -> None:
-        self.check_questions()
+        self.check_questions(*self.split)
+        if not self.split or len(set(self.split)) < len(self.split):
+            raise UsageError("--split names no set, or one twice; name each once")
+        if self.data is not None and len(self.split) > 1:
+            raise UsageError("--split names sets of the embedded task; leave it out with --data")
+        check_at_least(self.draws, 1, "--draws")
         check_retentions(self.retention)
         check_at_least(self.timed, 0, "--timed")
         if self.output is not None and self.output.exists() and not self.output.is_dir():
@@ -96,16 +131,18 @@ class Eval(QuestionsCommand):
     def _defaults(self, policies: tuple[str, ...]) -> tuple[str, ...]:
         return (*policies, *(EMBEDDED_METHODS if self.embedded else DEFAULT_METHODS))
 
-    def _report(self, run: Any, comparison: Any) -> None:
-        from cacovid.evaluation.results import DETAILS, details, result_rows, table
+    def _facts(self, run: Any, comparison: Any, split: str) -> dict[str, Any]:
+        """All that there is to say; what was left out is told on standard error."""
+        from cacovid.evaluation.results import result_rows
 
-        rows = result_rows(comparison)
         facts = {
-            "results": rows,
+            "results": result_rows(comparison),
             "questions": len(comparison.kinds),
+            "types": dict(sorted(Counter(kind for kind in comparison.kinds if kind).items())),
             "model": self.model,
-            "data": self.data_name,
+            "data": self.data_name(split),
             "videos": len(set(comparison.videos)),
+            "draws": self.draws,
             "left_out": {
                 "rows": dict(run.samples.skipped),
                 "videos": comparison.unreadable,
@@ -117,18 +154,29 @@ class Eval(QuestionsCommand):
                 sys.stderr.write(f"and {len(comparison.unreadable) - number:,} questions more\n")
                 break
             sys.stderr.write(f"left out question {id}: {reason}\n")
-        if self.output is not None:
-            self._write(facts)
+        return facts
+
+    def _report(self, facts: dict[str, Any], folder: Path | None) -> None:
+        """Writes and prints the results on one set."""
+        from cacovid.evaluation.results import DETAILS, details, table, types_table
+
+        rows = facts["results"]
+        if folder is not None:
+            self._write(facts, folder)
         if self.json:
-            write_json(facts)
             return
-        columns, cells = table(rows, self.retention)
-        show_table(columns, cells)
+        if len(self.split) > 1:
+            write_line(facts["data"])
+        show_table(*table(rows, self.retention))
         show_table(DETAILS, details(rows))
+        if self.by_type:
+            for retention in self.retention:
+                write_line(f"by question type, {100 * retention:.4g}% kept")
+                show_table(*types_table(rows, retention, facts["types"]))
         for line in self._notes(facts):
             write_line(line)
-        if self.output is not None:
-            write_line(f"written: {self.output}")
+        if folder is not None:
+            write_line(f"written: {folder}")
 
     def _notes(self, facts: dict[str, Any]) -> list[str]:
         """What the tables say, in words."""
@@ -138,6 +186,9 @@ class Eval(QuestionsCommand):
             "intervals by bootstrap over videos; against 100%: paired, in points; same answers: "
             "share of the uncompressed model's, in percent",
         ]
+        drawn = {row["method"] for row in facts["results"] if row["draws"]}
+        if drawn:
+            out.append(f"means of {facts['draws']} draws: {', '.join(sorted(drawn))}")
         if self.timed:
             out.append(
                 f"times in ms, medians over {min(self.timed, facts['videos'])} questions asked on "
@@ -148,13 +199,24 @@ class Eval(QuestionsCommand):
                 out.append(f"left out: {len(rows):,} {what}")
         return out
 
-    def _write(self, facts: dict[str, Any]) -> None:
+    def _write(self, facts: dict[str, Any], folder: Path) -> None:
         from cacovid.evaluation.plots import draw_pareto
         from cacovid.evaluation.records import write_text
-        from cacovid.evaluation.results import DETAILS, csv_text, details, markdown, table
+        from cacovid.evaluation.results import (
+            DETAILS,
+            csv_text,
+            details,
+            markdown,
+            table,
+            types_table,
+        )
 
-        assert self.output is not None
-        rows = facts["results"]
+        rows, types = facts["results"], facts["types"]
+        by_type = [
+            f"{100 * retention:.4g}% kept, by question type (questions):\n\n"
+            + markdown(*types_table(rows, retention, types))
+            for retention in (self.retention if types else ())
+        ]
         page = "\n".join(
             [
                 f"# {self.model} on {facts['data']}",
@@ -162,13 +224,14 @@ class Eval(QuestionsCommand):
                 "\n".join(f"- {line}" for line in self._notes(facts)),
                 "",
                 markdown(*table(rows, self.retention)),
+                *by_type,
                 markdown(DETAILS, details(rows)),
             ]
         )
-        write_text(self.output / "results.md", page)
-        write_text(self.output / "results.csv", csv_text(rows))
-        write_text(self.output / "results.json", json.dumps(facts, indent=1) + "\n")
+        write_text(folder / "results.md", page)
+        write_text(folder / "results.csv", csv_text(rows))
+        write_text(folder / "results.json", json.dumps(facts, indent=1) + "\n")
         title = f"{self.model} on {facts['data']}, {facts['questions']:,} questions"
         if self.embedded:
             title += " (synthetic task; no public benchmark run)"
-        draw_pareto(rows, title, self.output)
+        draw_pareto(rows, title, folder)

@@ -17,7 +17,12 @@ _EXPECTED = (
 
 
 def load_model(
-    name: str, policy: str | None = None, device: str | None = None, *, debug: bool = False
+    name: str,
+    policy: str | None = None,
+    device: str | None = None,
+    *,
+    dtype: str | None = None,
+    debug: bool = False,
 ) -> Any:
     """A `cacovid.VideoQA`.
 
@@ -25,6 +30,7 @@ def load_model(
         name: `"tiny"`, a directory, or a Hub id.
         policy: Directory or Hub id of a policy.
         device: Where to run; None for a GPU if there is one.
+        dtype: Name of a floating dtype; None: float32 on a CPU, bfloat16 elsewhere.
         debug: Leave the libraries' own messages on.
 
     Raises:
@@ -40,7 +46,7 @@ def load_model(
     import cacovid
 
     try:
-        return cacovid.VideoQA.from_pretrained(name, policy=policy, device=device)
+        return cacovid.VideoQA.from_pretrained(name, policy=policy, device=device, dtype=dtype)
     except CacovidError:
         raise
     except (OSError, ValueError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,10 @@ from cacovid.commands.progress import progress
 
 #: Questions on each scene of the embedded task.
 PER_SCENE = 8
+#: Sets of the embedded task that policies have not learned from.
+SPLITS = ("test", "shifted", "validation")
+SPLITS_LISTED = ", ".join(SPLITS)
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(kw_only=True)
@@ -31,60 +35,70 @@ class QuestionsCommand(Command):
     data."""
     model: Annotated[str, arg(metavar="tiny|DIR|ID")] = "tiny"
     """"tiny" (embedded), a directory, or a Hub id."""
-    split: Annotated[str, arg(metavar="test|shifted|validation")] = "test"
-    """Set of the embedded task."""
     seed: int = 0
     """Of the embedded task's scenes, and of methods that draw."""
     limit: int = 2000
     """Questions at most."""
+    max_frames: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Frames of a video at most. Default: as the model's directory says, else 32."""
     max_new_tokens: int = 64
     """Longest generated answer, in tokens."""
     json: bool = False
     """Print one JSON object on standard output, and nothing else there."""
     device: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     """Where the model runs. Default: a GPU if there is one."""
+    dtype: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """Of the model's weights, such as bfloat16. Default: float32 on a CPU, bfloat16 elsewhere."""
 
-    def check_questions(self) -> None:
-        """Refuses what can be refused before anything is loaded."""
+    def check_questions(self, *splits: str) -> None:
+        """Refuses what can be refused before anything is loaded.
+
+        Args:
+            *splits: Sets of the embedded task that are asked for.
+        """
         if self.embedded == (self.data is not None):
             raise UsageError("give either --embedded or --data FILE")
         check_at_least(self.limit, 1, "--limit")
         check_at_least(self.max_new_tokens, 1, "--max-new-tokens")
-        if self.split not in ("test", "shifted", "validation"):
-            raise UsageError(f"--split is {self.split!r}; expected test, shifted or validation")
+        if self.max_frames is not None:
+            check_at_least(self.max_frames, 1, "--max-frames")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise UsageError(f"--dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
+        for split in splits:
+            if split not in SPLITS:
+                raise UsageError(f"--split is {split!r}; expected one or more of {SPLITS_LISTED}")
         if self.answers_from not in (None, 0, 1):
             raise UsageError(f"--answers-from is {self.answers_from}; expected 0 or 1")
 
-    @property
-    def data_name(self) -> str:
+    def data_name(self, split: str) -> str:
         """How results call the questions."""
-        return str(self.data) if self.data else f"embedded/{self.split}/{self.seed}"
+        return str(self.data) if self.data else f"embedded/{split}/{self.seed}"
 
     @property
     def data_note(self) -> str:
         """What tables say of the questions."""
         return "synthetic task; no public benchmark run" if self.embedded else str(self.data)
 
-    def load(self, device: str | None) -> tuple[Any, Any]:
-        """The `VideoQA` and the samples; rows that cannot be used are told."""
+    def load(self, device: str | None, *splits: str) -> tuple[Any, list[Any]]:
+        """The `VideoQA` and the samples of each set; rows that cannot be used are told."""
         from cacovid.commands.loading import load_model
 
         with progress(2) as shown:
             shown.stage("data")
-            samples = self._samples()
+            samples = [self._samples(split) for split in splits]
             shown.stage("model", self.model)
-            qa = load_model(self.model, None, device, debug=self.debug)
+            qa = load_model(self.model, None, device, dtype=self.dtype, debug=self.debug)
+        if self.max_frames is not None:
+            qa.reading = replace(qa.reading, max_frames=self.max_frames)
         return qa, samples
 
-    def _samples(self) -> Any:
-        from dataclasses import replace
-
+    def _samples(self, split: str) -> Any:
         from cacovid.evaluation.questions import read_questions
         from cacovid.train.data import embedded_samples
 
         if self.data is None:
             scenes = -(-self.limit // PER_SCENE)
-            samples = embedded_samples(self.split, self.seed, scenes, PER_SCENE)
+            samples = embedded_samples(split, self.seed, scenes, PER_SCENE)
         else:
             samples = read_questions(self.data, self.video_root, answers_from=self.answers_from)
             tell_left_out(samples)

@@ -15,6 +15,7 @@ from cacovid.errors import CacovidError, InvalidInputError
 from cacovid.methods import LayerHook, Method, ScoredMethod
 from cacovid.models.prune import check_selection, keep_everything
 from cacovid.models.resolve import resolve_method
+from cacovid.synthetic import world
 from cacovid.synthetic.questions import Question
 from cacovid.synthetic.tiny.choices import Choice, any_object, asked_object, every_object
 from cacovid.train.encoding import PreparedSample
@@ -62,6 +63,11 @@ class Chooser(Protocol):
         """Names of the `Prompt.extras` that it needs."""
         ...
 
+    @property
+    def draws(self) -> bool:
+        """Whether chance plays in it, so that another seed gives other tokens."""
+        ...
+
     def __call__(
         self, prepared: PreparedSample, retentions: Sequence[float], seed: int
     ) -> list[Chosen]:
@@ -85,6 +91,11 @@ class MethodChooser:
     def needs(self) -> frozenset[str]:
         """Names of the `Prompt.extras` that it needs."""
         return self.method.needs
+
+    @property
+    def draws(self) -> bool:
+        """Whether chance plays in it: the method's `draws`, where it has one."""
+        return bool(getattr(self.method, "draws", False))
 
     def __call__(
         self, prepared: PreparedSample, retentions: Sequence[float], seed: int
@@ -124,6 +135,7 @@ class OracleChooser:
     choice: Choice
     name: str
     needs: frozenset[str] = frozenset()
+    draws: bool = True
 
     def __call__(
         self, prepared: PreparedSample, retentions: Sequence[float], seed: int
@@ -131,7 +143,8 @@ class OracleChooser:
         """What is kept at each retention.
 
         Raises:
-            InvalidInputError: for a sample that is no scene of the embedded task.
+            InvalidInputError: for a sample that is no scene of the embedded task, or of which not
+                all frames are read.
         """
         sample, grid = prepared.sample, prepared.prompt.grid
         if sample.scene is None:
@@ -139,6 +152,11 @@ class OracleChooser:
                 f"{self.name} knows the embedded task only; leave it out with --data"
             )
         scene = sample.scene.make()
+        if grid.num_tokens != world.CLIP_TOKENS:
+            raise InvalidInputError(
+                f"{self.name} knows the {world.CLIP_TOKENS} tokens of a whole clip; the model "
+                f"reads {grid.num_tokens}. Leave it out where other frames are read"
+            )
         evidence = np.array(sample.evidence, dtype=np.int64)
         question = Question(sample.kind, sample.problem, sample.solution, (), (), evidence)
         device = prepared.prompt.embeds.device
@@ -149,6 +167,54 @@ class OracleChooser:
             kept = torch.from_numpy(np.sort(keep)).to(device)
             chosen.append(Chosen(Selection(kept, grid, (count,))))
         return chosen
+
+
+@dataclass
+class AnotherDraw:
+    """A chooser that draws, with other random numbers.
+
+    Args:
+        chooser: The chooser.
+        number: Of the draw; the chooser itself makes draw 1.
+    """
+
+    chooser: Chooser
+    number: int
+
+    @property
+    def name(self) -> str:
+        """How records call it."""
+        return f"{self.chooser.name} (draw {self.number})"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of the `Prompt.extras` that it needs."""
+        return self.chooser.needs
+
+    @property
+    def draws(self) -> bool:
+        """Whether chance plays in it."""
+        return self.chooser.draws
+
+    def __call__(
+        self, prepared: PreparedSample, retentions: Sequence[float], seed: int
+    ) -> list[Chosen]:
+        """What is kept at each retention, by a seed that no question of a first draw has."""
+        return self.chooser(prepared, retentions, seed + ((self.number - 1) << 40))
+
+
+def with_draws(chosen: Sequence[Chooser], draws: int) -> dict[str, list[Chooser]]:
+    """The choosers by name, those that draw as often as is asked for.
+
+    Args:
+        chosen: The choosers.
+        draws: Of each in which chance plays, at least 1.
+    """
+    more = range(2, draws + 1)
+    return {
+        chooser.name: [chooser, *(AnotherDraw(chooser, n) for n in more if chooser.draws)]
+        for chooser in chosen
+    }
 
 
 def choosers(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -60,21 +60,45 @@ class Condition:
         entering: Tokens that entered the language model, per question.
         same: Whether the answer was the uncompressed model's, per question.
         seconds: By stage, one per timed question.
+        parts: Accuracies of the rows that this one is the mean of, where it is one.
     """
 
     method: str
     retention: float
     marks: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
+    tokens: list[float] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)
-    entering: list[int] = field(default_factory=list)
-    same: list[bool] = field(default_factory=list)
+    entering: list[float] = field(default_factory=list)
+    same: list[float] = field(default_factory=list)
     seconds: list[dict[str, float]] = field(default_factory=list)
+    parts: tuple[float, ...] = ()
 
     @property
     def accuracy(self) -> float:
         """Mean mark."""
         return float(np.mean(self.marks))
+
+    @classmethod
+    def mean(cls, method: str, rows: Sequence[Condition]) -> Condition:
+        """Rows of the same questions and retention as one: everything averaged by question.
+
+        Args:
+            method: What the mean is called.
+            rows: At least one; a single one is taken as it is, under the new name.
+        """
+        if len(rows) == 1:
+            return replace(rows[0], method=method)
+        names = ("marks", "tokens", "shares", "entering", "same")
+        averaged = {
+            name: np.mean([getattr(row, name) for row in rows], axis=0).tolist() for name in names
+        }
+        return cls(
+            method,
+            rows[0].retention,
+            **averaged,
+            seconds=[times for row in rows for times in row.seconds],
+            parts=tuple(row.accuracy for row in rows),
+        )
 
 
 @dataclass
@@ -99,6 +123,25 @@ class Comparison:
             if condition.method == method and abs(condition.retention - retention) < 1e-12:
                 return condition
         raise KeyError((method, retention))
+
+    def pooled(self, groups: Mapping[str, Sequence[str]]) -> Comparison:
+        """Rows of several methods (draws of one, seeds of a training) as one row each.
+
+        Args:
+            groups: New name -> names of the methods. Methods that no group names are left out; the
+                uncompressed row stays.
+
+        Returns:
+            The groups' rows in their order, by retention as they were.
+        """
+        rows = [self.conditions[0]]
+        for name, members in groups.items():
+            own: dict[float, list[Condition]] = {}
+            for row in self.conditions[1:]:
+                if row.method in members:
+                    own.setdefault(row.retention, []).append(row)
+            rows += [Condition.mean(name, found) for found in own.values()]
+        return replace(self, conditions=rows)
 
     @classmethod
     def of(cls, conditions: Iterable[tuple[str, float]], results: Iterable[Result]) -> Comparison:

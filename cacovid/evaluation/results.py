@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,9 @@ def result_rows(comparison: Comparison) -> list[dict[str, Any]]:
     - `agreement`: share of answers that are the uncompressed model's;
     - `seconds`: medians by stage over the timed questions (empty without any): `read`, `vision`,
       `compress`, `prefill`, `decode`, and `first_token`, all but the last together;
-    - `by_type`: accuracy of each question type.
+    - `by_type`: accuracy of each question type;
+    - `draws`: of a row that is the mean of several draws of a method, their `count`, and the
+      `lowest` and `highest` accuracy (else empty).
     """
     full = np.array(comparison.conditions[0].marks)
     drawn = Bootstrap(comparison.videos)
@@ -52,6 +54,7 @@ def result_rows(comparison: Comparison) -> list[dict[str, Any]]:
                 "agreement": float(np.mean(condition.same)),
                 "seconds": median_seconds(condition),
                 "by_type": by_type(comparison, condition),
+                "draws": _draws(condition),
             }
         )
     return rows
@@ -65,6 +68,13 @@ def median_seconds(condition: Condition) -> dict[str, float]:
     out = {stage: float(np.median([t.get(stage, 0.0) for t in timed])) for stage in STAGES}
     out["first_token"] = float(np.median([first_token(t) for t in timed]))
     return out
+
+
+def _draws(condition: Condition) -> dict[str, float]:
+    if not condition.parts:
+        return {}
+    low, high = min(condition.parts), max(condition.parts)
+    return {"count": len(condition.parts), "lowest": low, "highest": high}
 
 
 def by_type(comparison: Comparison, condition: Condition) -> dict[str, float]:
@@ -83,6 +93,23 @@ def table(
     names = list(dict.fromkeys(row["method"] for row in rows[1:]))
     full = _cell(rows[0])
     return columns, [[name, full, *(_cell(by[name, r]) for r in retentions)] for name in names]
+
+
+def types_table(
+    rows: Sequence[dict[str, Any]], retention: float, counts: Mapping[str, int]
+) -> tuple[list[str], list[list[str]]]:
+    """Columns and cells at one retention: methods down, question types across, accuracy.
+
+    Args:
+        rows: As `result_rows` returns them, the first uncompressed.
+        retention: Which rows are shown, besides the first.
+        counts: How many questions there are of each type.
+    """
+    columns = ["method", *(f"{kind} ({count:,})" for kind, count in counts.items())]
+    shown = [row for row in rows if row is rows[0] or row["retention"] == retention]
+    return columns, [
+        [row["method"], *(f"{100 * row['by_type'][kind]:.1f}" for kind in counts)] for row in shown
+    ]
 
 
 #: Headings of `details`.

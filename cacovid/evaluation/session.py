@@ -11,7 +11,14 @@ from typing import Any
 from cacovid import methods
 from cacovid.errors import CacovidError, InvalidInputError, VideoReadError
 from cacovid.evaluation.answers import Answerer
-from cacovid.evaluation.choosers import ORACLES, Chooser, Runnable, choosers, runnable
+from cacovid.evaluation.choosers import (
+    ORACLES,
+    Chooser,
+    Runnable,
+    choosers,
+    runnable,
+    with_draws,
+)
 from cacovid.evaluation.compare import Comparison, Evaluator, Result, conditions_of
 from cacovid.evaluation.processes import Processes
 from cacovid.evaluation.records import Records
@@ -41,6 +48,7 @@ class EvaluationRun:
         timed: So many videos' first questions are timed.
         max_new_tokens: Of a generated answer.
         embedded: Whether `"all"` holds the oracles of the embedded task.
+        draws: Methods in which chance plays are asked so often; their rows are means.
     """
 
     qa: Any
@@ -51,8 +59,10 @@ class EvaluationRun:
     timed: int = 8
     max_new_tokens: int = 64
     embedded: bool = False
+    draws: int = 1
     left_out: dict[str, str] = field(default_factory=dict, init=False)
     choosers: list[Chooser] = field(default_factory=list, init=False)
+    _draws: dict[str, list[Chooser]] = field(default_factory=dict, init=False)
 
     def prepare(self) -> None:
         """Finds the methods; `left_out` says which of `"all"` cannot run, and why.
@@ -70,7 +80,8 @@ class EvaluationRun:
             self.left_out = found.left_out
             at = names.index(ALL)
             names[at : at + 1] = found.names
-        self.choosers = choosers(list(dict.fromkeys(names)), self.qa.model)
+        self._draws = with_draws(choosers(list(dict.fromkeys(names)), self.qa.model), self.draws)
+        self.choosers = [chooser for own in self._draws.values() for chooser in own]
 
     def header(self, data: str) -> dict[str, Any]:
         """What the results depend on.
@@ -140,7 +151,8 @@ class EvaluationRun:
             found = records.read()
         conditions = conditions_of(self.choosers, self.retentions)
         there = [found[s.id] for s in self.samples if s.id in found]
-        return Comparison.of(conditions, there)
+        names = {name: [chooser.name for chooser in own] for name, own in self._draws.items()}
+        return Comparison.of(conditions, there).pooled(names)
 
     def _evaluator(self) -> Evaluator:
         qa = self.qa

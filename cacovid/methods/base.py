@@ -19,6 +19,8 @@ class Method(Protocol):
         question_aware: Whether the question has a say in the choice.
         needs: Names of the `Prompt.extras` that an adapter has to fill in; one with a question mark
             behind it (`"vision_attention?"`) only where the model gives it.
+
+    A method that draws has `draws = True` besides: tables then average several seeds.
     """
 
     @property

@@ -22,6 +22,8 @@ class OracleMethod:
     name = "oracle"
     question_aware = True
     needs = frozenset({EVIDENCE})
+    #: Another seed gives other tokens.
+    draws = True
 
     def __call__(self, prompt: Prompt, retention: PerVideo, *, seed: int = 0) -> Selection:
         """Chooses the tokens; see `Method.__call__`."""

@@ -25,6 +25,8 @@ class RandomMethod:
     name = "random"
     question_aware = False
     needs: frozenset[str] = frozenset()
+    #: Another seed gives other tokens.
+    draws = True
 
     def __call__(self, prompt: Prompt, retention: PerVideo, *, seed: int = 0) -> Selection:
         """Draws the kept tokens; see `Method.__call__`."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from cacovid.errors import InvalidInputError
 from cacovid.train.choices import option_letters
+from cacovid.video.sampling import FrameSampling, sample_indices
 
 if TYPE_CHECKING:
     from cacovid.synthetic import PseudoVideo, Scene
@@ -263,22 +264,25 @@ def read_sample(
         fps: At most so many a second.
 
     Returns:
-        Frames, uint8 `[F, H, W, 3]`; scenes pass through H.264 as files do. `VideoFrames.hf()` of
-        a file, else None.
+        Frames, uint8 `[F, H, W, 3]`; scenes pass through H.264 as files do, and are read at their
+        own rate. `VideoFrames.hf()` of a file, else None.
 
     Raises:
         VideoReadError: if the file cannot be read.
         InvalidInputError: if the sample has neither video nor scene nor images.
     """
     if sample.scene is not None:
+        from cacovid.synthetic import world
         from cacovid.synthetic.tiny.data import through_h264
 
-        return through_h264(sample.scene.make().rendering.frames), None
+        frames = through_h264(sample.scene.make().rendering.frames)
+        sampling = FrameSampling(max_frames, fps=world.CLIP_FPS)
+        return frames[sample_indices(len(frames), len(frames) / world.CLIP_FPS, sampling)], None
     if sample.pseudo is not None:
         return sample.pseudo.frames(), None
     if sample.video is None:
         raise InvalidInputError(f"sample {sample.id!r} has neither a video nor a scene")
-    from cacovid.video import FrameSampling, read_frames
+    from cacovid.video import read_frames
 
     read = read_frames(sample.video, FrameSampling(max_frames=max_frames, fps=fps))
     return read.frames, read.hf()

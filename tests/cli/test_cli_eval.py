@@ -17,7 +17,7 @@ def arguments(model_dir):
     return (
         "eval", "--embedded", "--model", model_dir, "--methods", "random", "oracle",
         "attention:2:question", "--retention", "0.25", "0.05", "--limit", "9", "--seed", "4",
-        "--max-new-tokens", "4",
+        "--max-new-tokens", "4", "--draws", "2",
     )  # fmt: skip
 
 
@@ -70,6 +70,45 @@ def test_what_is_written_says_the_same(written):
     assert "synthetic task; no public benchmark run" in page and "| oracle |" in page
     for name in ("accuracy-tokens.png", "accuracy-time.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_types_and_draws_are_told(written):
+    folder, facts = written
+    rows = {(row["method"], row["retention"]): row for row in facts["results"]}
+    assert sum(facts["types"].values()) == 9 and facts["draws"] == 2
+    for (name, _), row in rows.items():
+        drawn = row["draws"]
+        assert bool(drawn) == (name in ("random", "oracle"))
+        if drawn:
+            assert drawn["count"] == 2
+            # The mean of two is half-way between them.
+            assert 2 * row["accuracy"] == pytest.approx(drawn["lowest"] + drawn["highest"])
+        of_types = sum(row["by_type"][kind] * count for kind, count in facts["types"].items())
+        assert of_types == pytest.approx(9 * row["accuracy"])
+    page = (folder / "results.md").read_text()
+    assert "- means of 2 draws: oracle, random" in page
+    assert "25% kept, by question type (questions):" in page
+    records = [json.loads(line) for line in (folder / "records-0.jsonl").open()]
+    names = [name for name, _ in json.loads((folder / "run.json").read_text())["conditions"]]
+    assert names.count("random (draw 2)") == 2 and names.count("attention:2:question") == 2
+    assert all(len(record["mark"]) == len(names) == 11 for record in records)
+
+
+def test_several_sets_and_fewer_frames_in_one_command(cacovid, model_dir, tmp_path):
+    done = cacovid(
+        "eval", "--embedded", "--split", "validation", "shifted", "--model", model_dir,
+        "--methods", "uniform", "--retention", "0.5", "--limit", "3", "--timed", "0",
+        "--max-frames", "8", "--dtype", "bfloat16", "--max-new-tokens", "2", "--by-type",
+        "--output", "out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for split in ("validation", "shifted"):
+        facts = json.loads((tmp_path / "out" / split / "results.json").read_text())
+        assert facts["data"] == f"embedded/{split}/0" in done.stdout and facts["questions"] == 3
+        assert [row["tokens"] for row in facts["results"]] == [288, 144]
+        header = json.loads((tmp_path / "out" / split / "run.json").read_text())
+        assert header["dtype"] == "torch.bfloat16" and header["reading"] == [8, 4.0]
+    assert done.stdout.count("by question type, 50% kept") == 2
 
 
 def test_two_processes_say_what_one_says(written, arguments, tmp_path):
@@ -125,6 +164,11 @@ def test_files_and_a_table(cacovid, model_dir, clip, tmp_path):
         (("--embedded", "--limit", "0"), "--limit is 0"),
         (("--embedded", "--timed", "-1"), "--timed is -1"),
         (("--embedded", "--split", "train"), "--split is 'train'"),
+        (("--embedded", "--split", "test", "test"), "or one twice"),
+        (("--data", "x.json", "--split", "test", "shifted"), "leave it out with --data"),
+        (("--embedded", "--draws", "0"), "--draws is 0"),
+        (("--embedded", "--max-frames", "0"), "--max-frames is 0"),
+        (("--embedded", "--dtype", "int8"), "--dtype is 'int8'"),
         (("--embedded", "--answers-from", "2"), "--answers-from is 2"),
     ],
 )

@@ -8,15 +8,15 @@ import torch
 from cacovid.errors import InvalidInputError, VideoReadError
 from cacovid.evaluation.answers import Answerer, Request, same_answer
 from cacovid.evaluation.choosers import Chosen, choosers
-from cacovid.evaluation.compare import UNCOMPRESSED, by_video
+from cacovid.evaluation.compare import UNCOMPRESSED, Comparison, Condition, by_video
 from cacovid.evaluation.processes import Processes
 from cacovid.evaluation.records import Records
-from cacovid.evaluation.results import csv_text, details, result_rows, table
+from cacovid.evaluation.results import csv_text, details, result_rows, table, types_table
 from cacovid.evaluation.session import EvaluationRun, answerable
 from cacovid.evaluation.trials import STAGES, Trials
 from cacovid.models.generation import fixed_settings
 from cacovid.models.registry import adapter_for
-from cacovid.train.data import Samples, embedded_samples
+from cacovid.train.data import Samples, embedded_samples, read_sample
 from cacovid.types import Selection
 
 RETENTIONS = (0.25, 0.05)
@@ -96,6 +96,71 @@ def test_rows_hold_what_was_measured(comparison, samples):
     assert "against.difference" in csv_text(rows).splitlines()[0]
     assert by_video(samples) == [[0, 1, 2], [3, 4, 5]]
     assert by_video(samples, most=2) == [[0, 1], [2], [3, 4], [5]]
+
+
+def test_draws_are_averaged_and_told(random_qa, samples, comparison):
+    run = make_run(random_qa, samples, names=("random", "uniform"))
+    twice = EvaluationRun(
+        random_qa, samples, ("random", "uniform"), RETENTIONS, 5, 0, 4, embedded=True, draws=3
+    )
+    twice.prepare()
+    assert [chooser.name for chooser in twice.choosers] == [
+        "random", "random (draw 2)", "random (draw 3)", "uniform",
+    ]  # fmt: skip
+    sample = run._encoder(frozenset())(samples[0])
+    drawn = [chooser(sample, [0.1], 7)[0].selection.keep for chooser in twice.choosers]
+    assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+    again = twice.choosers[1](sample, [0.1], 7)[0].selection.keep
+    assert torch.equal(again, drawn[1])
+    found = twice.run(Processes())
+    rows = {(row["method"], row["retention"]): row for row in result_rows(found)}
+    assert [(c.method, c.retention) for c in found.conditions] == list(rows) == [
+        (UNCOMPRESSED, 1.0), ("random", 0.25), ("random", 0.05), ("uniform", 0.25),
+        ("uniform", 0.05),
+    ]  # fmt: skip
+    assert rows["random", 0.05]["draws"]["count"] == 3 and not rows["uniform", 0.05]["draws"]
+    assert rows["random", 0.05]["tokens"] == 28
+
+
+def test_a_mean_of_rows_is_one_by_question():
+    def row(method, marks):
+        return Condition(method, 0.1, marks, [57.0] * 2, [0.1] * 2, [75.0] * 2, [1.0, 0.0])
+
+    full = Condition(UNCOMPRESSED, 1.0, [1.0, 1.0], [576.0] * 2, [1.0] * 2, [594.0] * 2, [1.0] * 2)
+    rows = [full, row("a-0", [1.0, 0.0]), row("b", [0.0, 0.0]), row("a-1", [1.0, 1.0])]
+    pooled = Comparison(rows, ["x", "y"], ["v", "w"]).pooled({"a": ["a-0", "a-1"], "c": ["b"]})
+    assert [c.method for c in pooled.conditions] == [UNCOMPRESSED, "a", "c"]
+    mean = pooled.find("a", 0.1)
+    assert mean.marks == [1.0, 0.5] and mean.parts == (0.5, 1.0) and mean.accuracy == 0.75
+    told = result_rows(pooled)
+    assert told[1]["draws"] == {"count": 2, "lowest": 0.5, "highest": 1.0} and not told[2]["draws"]
+    assert told[1]["by_type"] == {"x": 1.0, "y": 0.5}
+    columns, cells = types_table(told, 0.1, {"x": 1, "y": 1})
+    assert columns == ["method", "x (1)", "y (1)"]
+    assert cells == [
+        [UNCOMPRESSED, "100.0", "100.0"], ["a", "100.0", "50.0"], ["c", "0.0", "0.0"],
+    ]  # fmt: skip
+
+
+def test_oracles_want_the_whole_clip(random_qa, samples):
+    run = make_run(random_qa, samples)
+    random_qa_reading = random_qa.reading
+    try:
+        random_qa.reading = dataclasses.replace(random_qa_reading, max_frames=4)
+        prepared = run._encoder(frozenset())(samples[0])
+        assert prepared.prompt.grid.sizes == ((4, 6, 6),)
+        (oracle,) = choosers(["oracle"], random_qa.model)
+        with pytest.raises(InvalidInputError, match=r"576 tokens of a whole clip; .* reads 144"):
+            oracle(prepared, [0.5], 0)
+    finally:
+        random_qa.reading = random_qa_reading
+
+
+def test_frames_of_a_scene_are_those_of_its_file(samples):
+    whole, _ = read_sample(samples[0])
+    assert len(whole) == 16
+    fewer, _ = read_sample(samples[0], max_frames=4)
+    assert (fewer == whole[[0, 5, 10, 15]]).all()
 
 
 class Stopped(Exception):
