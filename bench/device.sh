@@ -5,10 +5,12 @@
 #   bench/device.sh --dry-run    says what would be done and what is missing
 #   bench/device.sh --rehearse   the same steps on the CPU, with small sizes
 #
-# Nothing is installed and the checkout stays as it is: the package is put together in build/device
-# and found by PYTHONPATH. PYTHON names the interpreter that has torch; figures and logs go to OUT
-# where it is set. A step that fails does not stop those that do not need it; the exit status is 1
-# if one has failed, and the last lines say which.
+# Nothing is installed: the package is put together in build/device and found by PYTHONPATH. PYTHON
+# names the interpreter that has torch. With OUT set, everything goes there, in a handful of files:
+# the figures, the log of all steps, the tuned launch configuration. Without it figures go to
+# bench/results, the configuration to kernels/configs, the log to build/device. A step that fails
+# does not stop those that do not need it (without the compiled libraries Triton's `score` is still
+# tested, tuned and measured); the exit status is 1 if one has failed, and the last lines say which.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
@@ -29,6 +31,7 @@ python=${PYTHON:-python3}
 work=$PWD/build/device
 site=$work/site
 out=${OUT:-bench/results}
+tuned=${OUT:-kernels/configs}
 failed=() missing=()
 
 say() { echo "device.sh [${SECONDS}s]: $*"; }
@@ -96,11 +99,14 @@ mapfile -t tests < <(
     grep -rl --include='test_*.py' 'pytest\.mark\.gpu' tests
   } | sort -u
 )
+csv=$out/$name-$(date +%F).csv
+log=${OUT:-$work}/$name-$(date +%F).log
 
 say "device $name, torch ${torch:-missing}, ${architecture:-no CUDA} commit ${commit:-not known}"
 say "build with cmake and $generator into $site"
 say "tests: ${tests[*]}"
-say "figures: $out/$name-$(date +%F).csv"
+say "figures: $csv; log: $log"
+[ "$device" = cpu ] || say "tuned launch configuration: $tuned"
 for thing in "${missing[@]}"; do say "missing: $thing"; done
 if [ "$mode" = dry-run ]; then
   [ ${#missing[@]} -eq 0 ]
@@ -110,44 +116,51 @@ if [ -z "$torch" ] || { [ "$device" = cuda ] && [ -z "$architecture" ]; }; then
   say "nothing was measured: see what is missing above"
   exit 1
 fi
-mkdir -p "$work" "$out"
+mkdir -p "$work" "$out" "$tuned" && : >"$log" || exit 1
 
 # --- Steps -----------------------------------------------------------------------------------------
-# Runs a step with a limit in seconds, its output in a file of its own too.
+# Runs a step with a limit in seconds; what it says goes to the log too.
 step() {
   local name=$1 most=$2
   shift 2
-  say "$name"
+  say "$name" | tee -a "$log"
   [ "$most" -le "$(left)" ] || most=$(left)
   if [ "$most" -le 0 ]; then
     failed+=("$name: no time was left")
     return 1
   fi
-  timeout --kill-after=10 "$most" "$@" 2>&1 | tee "$out/$name.log"
+  timeout --kill-after=10 "$most" "$@" 2>&1 | tee -a "$log"
   local status=${PIPESTATUS[0]}
-  [ "$status" -eq 124 ] && failed+=("$name: longer than $most s") && return 1
-  [ "$status" -ne 0 ] && failed+=("$name: exit status $status") && return 1
-  return 0
+  case $status in
+    0) return 0 ;;
+    124 | 137) failed+=("$name: longer than $most s") ;;
+    *) failed+=("$name: exit status $status") ;;
+  esac
+  return 1
+}
+
+# The package without its libraries, as setup.py maps it: kernels/triton is cacovid.kernels.
+package() {
+  rm -rf "$site" && mkdir -p "$site" && cp -r cacovid "$site/" || return 1
+  rm -rf "$site"/cacovid/*.so "$site/cacovid/kernels"
+  mkdir -p "$site/cacovid/kernels" && cp -r kernels/triton/. "$site/cacovid/kernels/" &&
+    cp -r kernels/configs "$site/cacovid/kernels/"
 }
 
 build() {
-  rm -rf "$site" && mkdir -p "$site" && cp -r cacovid "$site/" || return 1
-  rm -f "$site"/cacovid/*.so
-  # As setup.py maps them: kernels/triton is cacovid.kernels.
-  mkdir -p "$site/cacovid/kernels" && cp -r kernels/triton/. "$site/cacovid/kernels/" || return 1
-  if [ -d kernels/configs ]; then cp -r kernels/configs "$site/cacovid/kernels/"; fi
-  cmake -S . -B "$work/native" -G "$generator" \
+  local native="$work/native-${generator%% *}" # a folder of CMake's serves one generator
+  cmake -S . -B "$native" -G "$generator" \
     -DCMAKE_INSTALL_PREFIX="$site" \
     -DPython_EXECUTABLE="$executable" \
     -DCACOVID_TORCH_DIR="$torch_folder" \
     -Dpybind11_DIR="$pybind11" \
     -DCACOVID_CUDA="$([ "$device" = cuda ] && echo 1 || echo 0)" \
     -DCACOVID_CUDA_ARCHITECTURES="$architecture" &&
-    cmake --build "$work/native" --parallel "$(nproc)" &&
-    cmake --install "$work/native"
+    cmake --build "$native" --parallel "$(nproc)" &&
+    cmake --install "$native"
 }
 export -f build
-export python work site device generator pybind11 architecture executable torch_folder
+export python work site tuned device generator pybind11 architecture executable torch_folder
 
 # PYTHONSAFEPATH keeps the checkout's own cacovid, which has no libraries, out of sys.path.
 export PYTHONPATH=$site PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
@@ -163,33 +176,52 @@ run_tests() {
 }
 export -f run_tests
 
-if step build 240 bash -c build; then
-  step doctor 60 "$python" -c 'from cacovid import doctor; print(doctor.render(doctor.report()))'
-  step tests 150 bash -c 'run_tests "$@"' run_tests "${tests[@]}"
-  measure=("$python" -m cacovid.benchmark --device "$device" --commit "$commit")
-  csv=$out/$name-$(date +%F).csv
-  if [ "$device" = cuda ]; then
-    # Beside torch.compile at the sizes of the targets; then every size without it.
-    step headline $(($(left) / 2)) "${measure[@]}" --tokens 6272 50176 --hidden 3584 \
-      --ops score prune select_tokens gather ocss_sample \
-      --seconds 1 --most-seconds $(($(left) / 2 - 60)) --csv "$work/headline.csv"
-    step sweep "$(left)" "${measure[@]}" --without-compile --seconds 0.4 \
-      --most-seconds $(($(left) - 30)) --csv "$work/sweep.csv"
-  else
-    step headline "$(left)" "${measure[@]}" --quick --tokens 784 --hidden 64 --seconds 0.02 \
-      --ops score select_tokens ocss_sample --most-seconds 60 --csv "$work/headline.csv"
-    rm -f "$work/sweep.csv"
-  fi
-  rm -f "$csv"
-  for part in "$work/headline.csv" "$work/sweep.csv"; do
-    [ -f "$part" ] || continue
-    if [ -f "$csv" ]; then tail -n +2 "$part" >>"$csv"; else cp "$part" "$csv"; fi
-  done
-  [ -f "$csv" ] && say "$(($(wc -l <"$csv") - 1)) figures in $csv"
-else
-  say "not built, so neither tested nor measured"
-fi
+# The winners are used from here on, and kept.
+tune() {
+  local stamp=$work/before-tuning
+  touch "$stamp" && "$python" bench/tune_score.py --seconds 45 --write || return
+  find "$site/cacovid/kernels/configs" -name '*.json' -newer "$stamp" -exec cp {} "$tuned/" \;
+}
+export -f tune
 
-for what in "${failed[@]}"; do say "FAILED $what"; done
+# Figures go to a file after every case, so that one that is stopped keeps what it has.
+measure() { # name, most seconds, arguments
+  local part=$1 most=$2
+  shift 2
+  step "$part" "$most" "$python" -m cacovid.benchmark --device "$device" --commit "$commit" \
+    --most-seconds $((most > 60 ? most - 45 : most / 4)) --csv "$work/$part.csv" "$@"
+}
+
+rm -f "$csv" "$work/headline.csv" "$work/sweep.csv"
+package || { say "FAILED package: the files could not be copied to $site" && exit 1; }
+headline=(score prune select_tokens gather ocss_sample)
+sweep=()
+if step build 200 bash -c build; then
+  step doctor 40 "$python" -c 'from cacovid import doctor; print(doctor.render(doctor.report()))'
+  step tests 100 bash -c 'run_tests "$@"' run_tests "${tests[@]}"
+else
+  say "the compiled libraries are missing: only score, in Triton, is tested and measured"
+  headline=(score) sweep=(--ops score)
+fi
+if [ "$device" = cuda ]; then
+  step triton 80 bash -c 'run_tests "$@"' run_tests tests/kernels
+  step examples 40 bash -c 'run_tests "$@"' run_tests tests/test_docs.py \
+    -k 'test_examples_run and using-the-ops'
+  step tune 70 bash -c tune
+  # The sizes of the targets beside torch.compile; then the others, without it.
+  measure headline $(($(left) / 2)) --tokens 6272 50176 --hidden 3584 --ops "${headline[@]}" \
+    --seconds 1
+  measure sweep "$(left)" --without-compile --seconds 0.3 "${sweep[@]}"
+else
+  measure headline "$(left)" --quick --tokens 784 --hidden 64 --seconds 0.02 \
+    --ops score select_tokens ocss_sample
+fi
+for part in "$work/headline.csv" "$work/sweep.csv"; do
+  [ -f "$part" ] || continue
+  if [ -f "$csv" ]; then tail -n +2 "$part" >>"$csv"; else cp "$part" "$csv"; fi
+done
+[ -f "$csv" ] && say "$(($(wc -l <"$csv") - 1)) figures in $csv"
+
+for what in "${failed[@]}"; do say "FAILED $what"; done | tee -a "$log"
 [ ${#failed[@]} -eq 0 ] && say "done"
 [ ${#failed[@]} -eq 0 ]

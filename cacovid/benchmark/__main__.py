@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--without-compile", action="store_true")
     parser.add_argument("--csv", type=Path)
+    parser.add_argument("--append", action="store_true")
     parser.add_argument("--plots", type=Path)
     parser.add_argument("--commit", default="")
     parser.add_argument("--json", action="store_true")
@@ -51,8 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         most_seconds=own.most_seconds,
         commit=own.commit,
     )
-    measured = measure(wish, on_note=_note)
-    measured.write(own.csv, None)
+    measured = measure(
+        wish, on_note=_note, on_result=lambda some: some.write(own.csv, None, own.append)
+    )
+    measured.write(own.csv, None, own.append)
     lines = (
         [json.dumps(measured.to_dict(), ensure_ascii=False)]
         if own.json
@@ -60,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
-    measured.write(None, own.plots)  # last: matplotlib may be missing
+    if own.plots is not None:  # last: matplotlib may be missing
+        measured.write(own.csv, own.plots, own.append)
     return 1 if measured.failed else 0
 
 

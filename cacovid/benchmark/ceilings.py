@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cacovid.benchmark.timing import Sampler, graph_sampler, host_sampler, interleaved
+from cacovid.benchmark.timing import Sampler, graph_sampler, host_clock, host_sampler, interleaved
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def measure(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> C
     def sampler(name: str) -> tuple[str, Sampler]:
         if name == "empty":
             return "device", graph_sampler(works[name], [None])
-        return "host", host_sampler(works[name], [None], device)
+        return host_clock(device)[0], host_sampler(works[name], [None], device)
 
     times = interleaved({name: sampler(name) for name in works}, seconds, most=20)
     size = source.numel() * source.element_size()

@@ -18,8 +18,8 @@ from cacovid.errors import CacovidError
 
 #: What can be measured: the ops, and a training step.
 NAMES = (*MAKERS, "train")
-TOKENS = {"cuda": (6272, 12544, 50176, 200704), "cpu": (6272, 12544, 50176)}
-HIDDEN = {"cuda": (896, 2048, 3584), "cpu": (896, 3584)}
+TOKENS = (6272, 12544, 50176, 200704)
+HIDDEN = (896, 2048, 3584)
 QUICK_TOKENS, QUICK_HIDDEN = (6272,), (896,)
 
 
@@ -102,20 +102,33 @@ class Measured:
             ]
         return lines
 
-    def write(self, csv: Path | None, plots: Path | None) -> None:
-        """Writes the CSV file and the pictures that are asked for."""
+    def write(self, csv: Path | None, plots: Path | None, append: bool = False) -> None:
+        """Writes the CSV file and the pictures that are asked for.
+
+        Args:
+            csv: The file.
+            plots: Folder of the pictures.
+            append: Keep what the file has of other ops and sizes, and draw it too.
+        """
+        rows = list(self.results)
+        if self.training is not None:
+            rows.append(report.training_record(self.training))
+        if append and csv is not None and csv.is_file():
+            rows = report.merged(report.read_csv(csv), rows)
         if csv is not None:
-            report.write_csv(csv, self.results, self.ceilings, self.environment)
-        if plots is not None and self.results:
+            report.write_csv(csv, rows, self.ceilings, self.environment)
+        drawn = [row for row in rows if row["op"] != "train"]
+        if plots is not None and drawn:
             from cacovid.benchmark.plots import draw
 
-            draw(self.results, f"{self.environment.device}, {self.results[0]['dtype']}", plots)
+            draw(drawn, f"{self.environment.device}, {drawn[0]['dtype']}", plots)
 
 
 def measure(
     wish: Wish,
     on_step: Callable[[int, int], None] = lambda done, total: None,
     on_note: Callable[[str], None] = lambda text: None,
+    on_result: Callable[[Measured], None] = lambda measured: None,
 ) -> Measured:
     """Measures everything that is wished for; a case that fails does not stop the others.
 
@@ -123,10 +136,12 @@ def measure(
         wish: What.
         on_step: Called with the cases done and their number.
         on_note: Called with what was left out or failed, when it happens.
+        on_result: Called with all figures so far whenever there are new ones, so that a run that is
+            stopped leaves what it has.
     """
-    kind, begin = wish.device.type, time.monotonic()
-    tokens = wish.tokens or (QUICK_TOKENS if wish.quick else TOKENS[kind])
-    hidden = wish.hidden or (QUICK_HIDDEN if wish.quick else HIDDEN[kind])
+    begin = time.monotonic()
+    tokens = wish.tokens or (QUICK_TOKENS if wish.quick else TOKENS)
+    hidden = wish.hidden or (QUICK_HIDDEN if wish.quick else HIDDEN)
     seconds = wish.seconds or (0.5 if wish.quick else 2.0)
     setting = Setting(wish.device, wish.dtype, wish.compiled and not wish.quick)
     limits = ceilings.measure(wish.device, wish.dtype)
@@ -134,6 +149,7 @@ def measure(
     names = wish.names or NAMES
     if "train" in names:  # first: it is the smallest, and a limit must not leave it out
         measured.training = _training(wish, measured, on_note)
+        on_result(measured)
     makers = list(cases(tuple(n for n in names if n in MAKERS), tokens, hidden, setting))
     for done, make in enumerate(makers, start=1):
         if wish.most_seconds is not None and time.monotonic() - begin > wish.most_seconds:
@@ -147,6 +163,7 @@ def measure(
             what = f"{case.op}, N = {case.tokens:,}, D = {case.hidden:,}"
             rows = run_case(case, setting, limits, seconds)
             measured.results += report.records(rows, wish.dtype)
+            on_result(measured)
         except torch.OutOfMemoryError:
             measured.skipped.append(f"{what}: not enough memory")
             on_note(f"left out {measured.skipped[-1]}")

@@ -16,6 +16,7 @@ import torch
 from cacovid._version import __version__
 from cacovid.benchmark.ceilings import Ceilings
 from cacovid.benchmark.run import Row
+from cacovid.errors import InvalidInputError
 
 #: Columns of the CSV file, before those of the environment.
 COLUMNS = (
@@ -23,6 +24,8 @@ COLUMNS = (
     "p80_us", "samples", "times_ours", "floor_us", "gb_per_s", "copy_share", "peak_mb", "calls",
     "waits",
 )  # fmt: skip
+_TEXTS = frozenset({"op", "provider", "role", "note", "dtype", "clock"})
+_INTEGERS = frozenset({"tokens", "hidden", "samples", "calls", "waits"})
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,34 @@ def records(rows: Sequence[Row], dtype: torch.dtype) -> list[dict[str, Any]]:
     ]
 
 
+def training_record(training: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a training step by column.
+
+    Args:
+        training: As `training.TrainingSpeed.to_dict` gives them.
+    """
+    median = training["seconds_per_step"]
+    note = (
+        f"{training['model']}, G = {training['rollouts']}, {training['updates_per_step']} updates, "
+        f"{training['steps_per_second']:.3g} steps/s, {training['reward_share']:.0%} rewards"
+    )
+    values = {
+        "op": "train",
+        "provider": "cacovid",
+        "role": "ours",
+        "tokens": training["tokens"],
+        "hidden": training["hidden"],
+        "note": note,
+        "clock": training["clock"],
+        "median_us": _micro(median),
+        "p20_us": _micro(training["p20_seconds"]),
+        "p80_us": _micro(training["p80_seconds"]),
+        "samples": training["steps"],
+        "times_ours": 1.0,
+    }
+    return {column: values.get(column, "") for column in COLUMNS}
+
+
 def ceiling_record(ceilings: Ceilings) -> dict[str, float]:
     """The device's limits, rounded for people."""
     return {
@@ -108,13 +139,49 @@ def ceiling_record(ceilings: Ceilings) -> dict[str, float]:
 def write_csv(
     path: Path, rows: Sequence[dict[str, Any]], ceilings: dict[str, float], where: Environment
 ) -> None:
-    """Writes one line for each figure; the ceilings and the environment stand on every line."""
+    """Writes one line for each figure; the ceilings and the environment stand on every line.
+
+    Rows that `read_csv` gave keep their own.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, [*COLUMNS, *ceilings, *vars(where)])
         writer.writeheader()
         for row in rows:
-            writer.writerow({**row, **ceilings, **vars(where)})
+            writer.writerow({**ceilings, **vars(where), **row})
+
+
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """The figures that `write_csv` wrote, with their ceilings and environment as text.
+
+    Raises:
+        InvalidInputError: if the file's columns are others.
+    """
+    with open(path, newline="") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    for row in rows:
+        if not row.keys() >= set(COLUMNS):
+            missing = ", ".join(sorted(set(COLUMNS) - row.keys()))
+            raise InvalidInputError(
+                f"{path} lacks the columns {missing}; expected a file of this version's bench: "
+                f"move it away, or leave --append out"
+            )
+        for column in COLUMNS:
+            if column not in _TEXTS and row[column] != "":
+                row[column] = (int if column in _INTEGERS else float)(row[column])
+    return rows
+
+
+def merged(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`new`, and what `old` has of other ops, sizes and dtypes, in the order of ops and sizes."""
+
+    def case(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["op"], row["dtype"], row["hidden"], row["tokens"]
+
+    replaced = {case(row) for row in new}
+    rows = [*(row for row in old if case(row) not in replaced), *new]
+    ops = list(dict.fromkeys(row["op"] for row in rows))
+    return sorted(rows, key=lambda row: (ops.index(row["op"]), *case(row)[1:]))
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -15,6 +15,7 @@ from cacovid.benchmark.timing import (
     Sampler,
     Times,
     graph_sampler,
+    host_clock,
     host_sampler,
     interleaved,
     synchronise,
@@ -118,7 +119,7 @@ def _sampler(provider: Provider, sets: list[Any], device: torch.device) -> tuple
             raise
         except RuntimeError:  # what waits for the device cannot be captured; the clock says so
             torch.cuda.synchronize(device)
-    return "host", host_sampler(provider.run, sets, device)
+    return host_clock(device)[0], host_sampler(provider.run, sets, device)
 
 
 def _once(provider: Provider, inputs: Any, device: torch.device) -> tuple[Any, int, _Counter]:

@@ -3,7 +3,8 @@
 On CUDA what a graph can hold is timed by the device's clock: the time of a graph of 50 runs less
 that of a graph of 25, by 25, so that the launch of the graph does not count; inputs rotate, so that
 no run finds its own in the cache. Everything else is timed by the host's clock, with the device
-waited for.
+waited for; on the CPU with a single thread by the processor's time, which other work on the machine
+does not count to.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Times:
         p20: Below it lie a fifth of the samples.
         p80: Above it lie a fifth of the samples.
         samples: How many.
-        clock: `"device"` or `"host"`.
+        clock: `"device"`, `"host"` or `"processor"`.
     """
 
     median: float
@@ -55,29 +56,38 @@ def interleaved(
         most: Rounds at most. There are at least 5, or 1 where one round takes all the time.
     """
     taken: dict[str, list[float]] = {name: [] for name in samplers}
-    begin = time.perf_counter()
+    alone = {clock for clock, _ in samplers.values()} == {"processor"}
+    now = time.process_time if alone else time.perf_counter
+    begin = now()
     for done in range(1, most + 1):
         for name, (_, sample) in samplers.items():
             taken[name].append(sample())
-        passed = time.perf_counter() - begin
+        passed = now() - begin
         if passed >= seconds and (done >= 5 or passed / done > seconds):
             break
     return {name: _summary(values, samplers[name][0]) for name, values in taken.items()}
 
 
+def host_clock(device: torch.device) -> tuple[str, Callable[[], float]]:
+    """The clock of what no graph holds, and its name."""
+    if device.type == "cpu" and torch.get_num_threads() == 1:
+        return "processor", time.process_time
+    return "host", time.perf_counter
+
+
 def host_sampler(run: Callable[[Any], Any], inputs: Sequence[Any], device: torch.device) -> Sampler:
-    """Samples by the host's clock; runs are repeated until a sample is long enough."""
-    turn = 0
+    """Samples by `host_clock`; runs are repeated until a sample is long enough."""
+    turn, (_, now) = 0, host_clock(device)
 
     def runs(count: int) -> float:
         nonlocal turn
         synchronise(device)
-        begin = time.perf_counter()
+        begin = now()
         for _ in range(count):
             run(inputs[turn % len(inputs)])
             turn += 1
         synchronise(device)
-        return (time.perf_counter() - begin) / count
+        return (now() - begin) / count
 
     first = runs(1)
     count = 1 if first > LEAST_SAMPLE else int(LEAST_SAMPLE / max(runs(1), 1e-7)) + 1

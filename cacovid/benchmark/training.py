@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cacovid.benchmark.timing import host_clock
 from cacovid.train.config import (
     DataSection,
     EvaluationSection,
@@ -29,20 +30,24 @@ class TrainingSpeed:
     Args:
         model: The frozen model.
         tokens: Video tokens of a sample.
+        hidden: Width of their embeddings.
         rollouts: Token rollouts and frame rollouts of an update.
         updates: Updates of a step.
         samples: Samples of a step.
         seconds: Of each measured step, ascending; the first step, which loads, is not among them.
         reward_share: Share of that time that the frozen model takes to mark rollouts.
+        clock: `"host"` or `"processor"`, see `timing.host_clock`.
     """
 
     model: str
     tokens: int
+    hidden: int
     rollouts: int
     updates: int
     samples: int
     seconds: tuple[float, ...]
     reward_share: float
+    clock: str
 
     @property
     def median(self) -> float:
@@ -54,32 +59,36 @@ class TrainingSpeed:
         return {
             "model": self.model,
             "tokens": self.tokens,
+            "hidden": self.hidden,
             "rollouts": self.rollouts,
             "updates_per_step": self.updates,
             "samples_per_step": self.samples,
             "steps": len(self.seconds),
             "seconds_per_step": round(self.median, 4),
+            "p20_seconds": round(self.seconds[len(self.seconds) // 5], 4),
+            "p80_seconds": round(self.seconds[4 * len(self.seconds) // 5], 4),
             "steps_per_second": round(1.0 / self.median, 4),
             "reward_share": round(self.reward_share, 3),
+            "clock": self.clock,
         }
 
 
 class _Timed:
     """A reward that knows how long it took."""
 
-    def __init__(self, reward: Any, device: torch.device) -> None:
-        self._reward, self._device = reward, device
+    def __init__(self, reward: Any, device: torch.device, now: Callable[[], float]) -> None:
+        self._reward, self._device, self._now = reward, device, now
         self.seconds = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reward, name)
 
     def __call__(self, *arguments: Any) -> Any:
-        begin = time.perf_counter()
+        begin = self._now()
         rewards = self._reward(*arguments)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        self.seconds += time.perf_counter() - begin
+        self.seconds += self._now() - begin
         return rewards
 
 
@@ -106,26 +115,29 @@ def measure(model: str, device: torch.device, steps: int) -> TrainingSpeed:
             evaluation=EvaluationSection(questions=0),
         )
         run = prepare(config)
-        timed = _Timed(run.reward, device)
+        clock, now = host_clock(device)
+        timed = _Timed(run.reward, device, now)
         run.reward = timed  # type: ignore[assignment]
         trainer = run.trainer()
         seconds, rewarding = [], 0.0
         trainer.train(0, 1)
         for step in range(1, steps + 1):
-            before, begin = timed.seconds, time.perf_counter()
+            before, begin = timed.seconds, now()
             trainer.train(step, step + 1)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(now() - begin)
             rewarding += timed.seconds - before
-        tokens = run.reward.prepare(run.samples[0]).prompt.grid.num_tokens
+        prompt = run.reward.prepare(run.samples[0]).prompt
     own = config.cpo.rollouts
     return TrainingSpeed(
         model=model,
-        tokens=tokens,
+        tokens=prompt.grid.num_tokens,
+        hidden=prompt.embeds.shape[1],
         rollouts=own.token_rollouts + own.frame_rollouts,
         updates=config.cpo.updates,
         samples=config.training.samples_per_step,
         seconds=tuple(sorted(seconds)),
         reward_share=rewarding / sum(seconds),
+        clock=clock,
     )

@@ -42,9 +42,10 @@ class Bench(Command):
     selection), ocss_sample, frame_sample, pack_rollouts, cpo_loss, farthest_point, density_peaks,
     train (a step, on --model). Default: all."""
     tokens: Annotated[tuple[int, ...], arg(metavar="N [N ...]", help_behavior_hint="")] = ()
-    """Video tokens, multiples of 196. Default: 6,272 to 200,704; on the CPU to 50,176."""
+    """Video tokens, multiples of 196. Default: 6272, 12544, 50176 and 200704; sizes that take too
+    long or too much memory, on the CPU or in the ways that are replaced, are left out."""
     hidden: Annotated[tuple[int, ...], arg(metavar="D [D ...]", help_behavior_hint="")] = ()
-    """Hidden sizes. Default: 896, 2,048 and 3,584; on the CPU 896 and 3,584."""
+    """Hidden sizes. Default: 896, 2048 and 3584."""
     dtype: Annotated[str, arg(metavar="bfloat16|float16|float32")] = "bfloat16"
     """Of the embeddings."""
     model: Annotated[str, arg(metavar="tiny|DIR|ID")] = "tiny"
@@ -58,9 +59,13 @@ class Bench(Command):
     most_seconds: Annotated[float | None, arg(metavar="S", help_behavior_hint="")] = None
     """Begin no further case after this time. Default: no limit."""
     threads: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
-    """CPU threads. Default: as torch has them."""
+    """CPU threads. Default: as torch has them. With 1 on the CPU, times are the processor's own, so
+    that other work on the machine counts little."""
     csv: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Write the figures, one line each, with the machine and the versions."""
+    """Write the figures, one line each, with the machine and the versions; after every case, so
+    that a run that is stopped leaves what it has."""
+    append: bool = False
+    """Keep what --csv has of other ops and sizes."""
     plots: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Draw time against tokens for every op, and the speed-ups."""
     commit: Annotated[str, arg(metavar="ID", help_behavior_hint="")] = ""
@@ -90,9 +95,15 @@ class Bench(Command):
             most_seconds=self.most_seconds,
             commit=self.commit,
         )
+
+        def keep(measured: Any) -> None:
+            measured.write(self.csv, None, self.append)
+
         with steps_bar("Measuring", 1) as bar:
-            measured = measure(wish, lambda done, total: bar.step(done, None, total), bar.note)
-        measured.write(self.csv, self.plots)
+            measured = measure(
+                wish, lambda done, total: bar.step(done, None, total), bar.note, keep
+            )
+        measured.write(self.csv, self.plots, self.append)
         if self.json:
             write_json(measured.to_dict())
         else:
@@ -116,6 +127,8 @@ class Bench(Command):
             raise UsageError(f"--seconds is {self.seconds:g}; expected more than 0")
         if self.threads is not None:
             check_at_least(self.threads, 1, "--threads")
+        if self.append and self.csv is None:
+            raise UsageError("--append keeps figures of a file; name it by --csv")
 
     def _device(self) -> Any:
         import torch

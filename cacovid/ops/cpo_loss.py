@@ -56,7 +56,8 @@ def cpo_loss(
         `Loss(total, token, frame)`, scalars.
 
     Raises:
-        InvalidInputError: for shapes that do not fit, or a backend that is not to be had.
+        InvalidInputError: for shapes, dtypes or devices that do not fit, or a backend that is not
+            to be had.
     """
     tensors = (
         token_scores,
@@ -68,6 +69,9 @@ def cpo_loss(
         token_rewards,
         frame_rewards,
     )
+    check_part("token", *tensors[0::2])
+    check_part("frame", *tensors[1::2])
+    _arguments.same_device(token_scores, frame_scores, "token_scores", "frame_scores")
     form = _SPEC.choose(token_scores.device, backend)
     if form != "reference" and not _has_form(tensors):
         if backend is not None:
@@ -79,10 +83,6 @@ def cpo_loss(
         form = "reference"
     if form == "reference":
         return cpo_loss_reference(*tensors, clip=clip, kl_weight=kl_weight)
-    check_part("token", *tensors[0::2])
-    check_part("frame", *tensors[1::2])
-    for tensor in tensors[1:]:
-        _arguments.same_device(token_scores, tensor, "token_scores", "another input")
     given = (
         *tensors[:2],
         *(t.detach().float() for t in tensors[2:4]),

@@ -72,8 +72,16 @@ def cpo_loss(
 
 def check_part(name: str, scores: Tensor, old: Tensor, masks: Tensor, rewards: Tensor) -> None:
     """Raises:
-    InvalidInputError: for shapes that do not fit each other.
+    InvalidInputError: for shapes, dtypes or devices that do not fit each other.
     """
+    if not scores.is_floating_point():
+        raise InvalidInputError(f"{name} scores are {scores.dtype}; expected floating point scores")
+    for what, tensor in (("old scores", old), ("masks", masks), ("rewards", rewards)):
+        if tensor.device != scores.device:
+            raise InvalidInputError(
+                f"{name} scores are on {scores.device} and their {what} on {tensor.device}; move "
+                f"them to one device"
+            )
     if (
         scores.dim() != 1
         or scores.shape != old.shape

@@ -41,8 +41,9 @@ def pack_rollouts(prompt: Prompt, rollouts: Tensor) -> Prompt:
 
     Raises:
         InvalidInputError: for masks or indices whose shape, dtype or device does not fit the
-            prompt, for a rollout that keeps nothing of a video, and (found on the CPU) for indices
-            that are out of range or not ascending, or a question among the video tokens.
+            prompt, for a rollout that keeps nothing of a video, and (found on the CPU, outside of
+            torch.compile) for indices that are out of range or not ascending, or a question among
+            the video tokens.
 
     >>> prompt = Prompt(
     ...     embeds=torch.arange(10.0).view(5, 2),
@@ -73,7 +74,7 @@ def pack_rollouts(prompt: Prompt, rollouts: Tensor) -> Prompt:
     rows = keys % total
 
     question, question_offsets = _questions(prompt)
-    if question.device.type == "cpu" and not bool(is_text[question].all()):
+    if _values_are_read(question) and not bool(is_text[question].all()):
         raise InvalidInputError(
             "question_index points at video tokens; expected the places of the question's text"
         )
@@ -116,7 +117,7 @@ def _check(prompt: Prompt, rollouts: Tensor) -> None:
             f"the prompt is on {prompt.embeds.device} and rollouts on {rollouts.device}; move them "
             f"to one device"
         )
-    if rollouts.dtype != torch.bool and rollouts.device.type == "cpu":
+    if rollouts.dtype != torch.bool and _values_are_read(rollouts):
         if bool(((rollouts < 0) | (rollouts >= tokens)).any()):
             raise InvalidInputError(
                 f"rollouts hold indices from {int(rollouts.min())} to {int(rollouts.max())}; the "
@@ -126,6 +127,11 @@ def _check(prompt: Prompt, rollouts: Tensor) -> None:
             raise InvalidInputError(
                 "the indices of a rollout do not ascend; sort each row, every token once"
             )
+
+
+def _values_are_read(tensor: Tensor) -> bool:
+    """Whether values are checked: a GPU would have to be waited for, a compiled graph would end."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _kept(grid: Grid, rollouts: Tensor) -> tuple[list[list[int]], Tensor, Tensor]:

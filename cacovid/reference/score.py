@@ -83,7 +83,8 @@ def score(
 ) -> tuple[Tensor, Tensor]:
     """Token and frame scores of packed videos.
 
-    Runs in the fold's dtype, float32 or float64; lower precisions of `video` are widened.
+    Runs in the fold's dtype, float32 or float64; lower precisions of `video` are widened, and
+    autocast changes nothing.
     Differentiable with respect to the fold's tensors and `video`. Deterministic.
 
     Args:
@@ -105,7 +106,8 @@ def score(
     for rows, size, own in zip(
         video.split(list(grid.tokens_per_video)), grid.sizes, folds, strict=True
     ):
-        token, frame = _score_video(rows, size, own)
+        with torch.autocast("cpu" if rows.is_meta else rows.device.type, enabled=False):
+            token, frame = _score_video(rows, size, own)
         tokens.append(token)
         frames.append(frame)
     return torch.cat(tokens), torch.cat(frames)

@@ -45,21 +45,27 @@ def assert_within_budget(got: Tensor, plain: Tensor, exact: Tensor) -> None:
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
     """`value` with every floating point tensor in it as `dtype`; grids and prompts stay."""
-    return _map(value, lambda t: t.to(dtype) if t.is_floating_point() else t)
+    return map_tensors(value, lambda t: t.to(dtype) if t.is_floating_point() else t)
 
 
-def _map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with every tensor in it changed; grids and prompts stay.
+
+    Args:
+        value: A tensor, or a tuple, list, dictionary or dataclass that holds some.
+        change: Of one tensor.
+    """
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, (Grid, Prompt)):
         return value
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map(part, change) for part in value))
+        return type(value)(*(map_tensors(part, change) for part in value))
     if isinstance(value, (list, tuple)):
-        return type(value)(_map(part, change) for part in value)
+        return type(value)(map_tensors(part, change) for part in value)
     if isinstance(value, dict):
-        return {key: _map(part, change) for key, part in value.items()}
+        return {key: map_tensors(part, change) for key, part in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        parts = {f.name: _map(getattr(value, f.name), change) for f in fields(value)}
+        parts = {f.name: map_tensors(getattr(value, f.name), change) for f in fields(value)}
         return replace(value, **parts)
     return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -52,6 +52,17 @@ class Case:
 def cases_of(op: str) -> tuple[Case, ...]:
     """The cases of one op."""
     return tuple(case for case in CASES if case.op == op)
+
+
+def tensors_of(result: Any) -> list[Tensor]:
+    """The tensors of an op's result: of a tensor, a tuple, or a dataclass of them."""
+    if isinstance(result, Tensor):
+        return [result]
+    if isinstance(result, tuple):
+        return [tensor for part in result for tensor in tensors_of(part)]
+    if is_dataclass(result):
+        return tensors_of(tuple(getattr(result, f.name) for f in fields(result)))
+    return []
 
 
 def token_scores(count: int, kind: str, seed: int = 0) -> Tensor:

@@ -16,6 +16,8 @@ constexpr int64_t kBlockBytes = 2 << 20;
 constexpr int64_t kMinRows = 32;
 constexpr int64_t kMaxRows = 512;
 constexpr int64_t kRowsPerSum = 64;  // of a frame's mean: sums of sums err less
+// Rows that read the values together: what is loaded once serves both.
+constexpr int64_t kRowsTogether = 2;
 
 // A head's weights, padded with zeros to whole lanes.
 struct HeadTables {
@@ -112,8 +114,10 @@ CACOVID_INLINE void widen_body(const Element* from, int64_t count, float* to) {
 // Softmax over the slots of one head, in place: logits [count] of `row`, padded to whole lanes.
 CACOVID_INLINE void softmax_body(float* row, int64_t count) {
   const int64_t pad = padded(count);
-  float best = row[0];
-  for (int64_t i = 1; i < count; ++i) best = row[i] > best ? row[i] : best;
+  for (int64_t i = count; i < pad; ++i) row[i] = row[0];
+  Lanes most = load(row);
+  for (int64_t i = kLanes; i < pad; i += kLanes) most = larger(load(row + i), most);
+  const float best = largest_of(most);
   for (int64_t i = count; i < pad; ++i) row[i] = best - 100.0f;  // adds nothing to a sum of >= 1
   Lanes sums = {};
   for (int64_t i = 0; i < pad; i += kLanes) {
@@ -133,60 +137,98 @@ struct RowSizes {
   bool inter_frame;
 };
 
+// What a row of columns, times its factor, gives before the values are mixed.
+//
+// z: [C]. attention: the softmax of each head, each padded to whole lanes. u, difference: [pad of
+// P]. scratch: C and one lane more.
+template <class Element>
+CACOVID_INLINE void attention_body(const Element* z, float factor, const RowSizes& sizes,
+                                   float* attention, float* u, float* difference, float* scratch) {
+  const int64_t pad = padded(sizes.features), each = sizes.slots / sizes.heads;
+  int64_t c = 0;
+  for (; c + kLanes <= sizes.columns; c += kLanes) store(scratch + c, load(z + c) * factor);
+  for (; c < sizes.columns; ++c) scratch[c] = element(z + c) * factor;
+  for (int64_t h = 0; h < sizes.heads; ++h) {
+    float* mine = attention + h * padded(each);
+    std::memcpy(mine, scratch + h * each, each * sizeof(float));
+    softmax_body(mine, each);
+  }
+  std::memcpy(u, scratch + sizes.slots, sizes.features * sizeof(float));
+  std::memset(u + sizes.features, 0, (pad - sizes.features) * sizeof(float));
+  if (sizes.inter_frame) {
+    std::memcpy(difference, scratch + sizes.slots + sizes.features, sizes.features * sizeof(float));
+    std::memset(difference + sizes.features, 0, (pad - sizes.features) * sizeof(float));
+  }
+}
+
+// Adds the values to kTogether rows of u, kMany lanes of each, by their attention.
+template <int kTogether, int kMany>
+CACOVID_INLINE void mix_lanes(const float* values, const float* attention, int64_t apart,
+                              const RowSizes& sizes, float* u) {
+  const int64_t pad = padded(sizes.features), each = sizes.slots / sizes.heads;
+  Lanes sums[kTogether][kMany] = {};
+  for (int64_t h = 0; h < sizes.heads; ++h) {
+    for (int64_t s = 0; s < each; ++s) {
+      const float* value = values + (h * each + s) * pad;
+      const float* weight = attention + h * padded(each) + s;
+      for (int j = 0; j < kMany; ++j) {
+        const Lanes x = load(value + j * kLanes);
+        for (int i = 0; i < kTogether; ++i) sums[i][j] += x * weight[i * apart];
+      }
+    }
+  }
+  for (int i = 0; i < kTogether; ++i) {
+    for (int j = 0; j < kMany; ++j) {
+      float* out = u + i * pad + j * kLanes;
+      store(out, load(out) + sums[i][j]);
+    }
+  }
+}
+
+template <int kTogether>
+CACOVID_INLINE void mix_body(const float* values, const float* attention, int64_t apart,
+                             const RowSizes& sizes, float* u) {
+  const int64_t pad = padded(sizes.features);
+  int64_t p = 0;
+  for (; p + 4 * kLanes <= pad; p += 4 * kLanes) {
+    mix_lanes<kTogether, 4>(values + p, attention, apart, sizes, u + p);
+  }
+  for (; p < pad; p += kLanes) {
+    mix_lanes<kTogether, 1>(values + p, attention, apart, sizes, u + p);
+  }
+}
+
 // Features of rows from their columns.
 //
-// z: [count, C]. u, difference: [count, pad of P]. scratch: C + P + 3 lanes + H lanes.
+// z: [count, C]. u, difference: [count, pad of P]. scratch: see feature_scratch.
 template <class Element>
 CACOVID_INLINE void features_body(const Element* z, const float* factors, int64_t count,
                                   const RowSizes& sizes, const float* values, float* u,
                                   float* difference, float* scratch) {
-  const int64_t pad = padded(sizes.features), each = sizes.slots / sizes.heads;
-  const int64_t stride = padded(each);
-  float* row = scratch;
+  const int64_t pad = padded(sizes.features);
+  const int64_t apart = sizes.heads * padded(sizes.slots / sizes.heads);
   float* attention = scratch + padded(sizes.columns) + kLanes;
-  for (int64_t i = 0; i < count; ++i) {
-    const Element* from = z + i * sizes.columns;
-    const Lanes factor = splat(factors[i]);
-    int64_t c = 0;
-    for (; c + kLanes <= sizes.columns; c += kLanes) store(row + c, load(from + c) * factor);
-    for (; c < sizes.columns; ++c) row[c] = element(from + c) * factors[i];
-    for (int64_t h = 0; h < sizes.heads; ++h) {
-      float* mine = attention + h * stride;
-      std::memcpy(mine, row + h * each, each * sizeof(float));
-      softmax_body(mine, each);
+  for (int64_t i = 0; i < count; i += kRowsTogether) {
+    const int64_t many = count - i < kRowsTogether ? count - i : kRowsTogether;
+    for (int64_t j = 0; j < many; ++j) {
+      const int64_t row = i + j;
+      attention_body(z + row * sizes.columns, factors[row], sizes, attention + j * apart,
+                     u + row * pad, difference == nullptr ? nullptr : difference + row * pad,
+                     scratch);
     }
-    float* out = u + i * pad;
-    std::memcpy(out, row + sizes.slots, sizes.features * sizeof(float));
-    std::memset(out + sizes.features, 0, (pad - sizes.features) * sizeof(float));
-    int64_t p = 0;
-    for (; p + 4 * kLanes <= pad; p += 4 * kLanes) {
-      Lanes sums[4] = {};
-      for (int64_t h = 0; h < sizes.heads; ++h) {
-        for (int64_t s = 0; s < each; ++s) {
-          const float weight = attention[h * stride + s];
-          const float* value = values + (h * each + s) * pad + p;
-          for (int64_t j = 0; j < 4; ++j) sums[j] += load(value + j * kLanes) * weight;
-        }
+    if (many == kRowsTogether) {
+      mix_body<kRowsTogether>(values, attention, apart, sizes, u + i * pad);
+    } else {
+      for (int64_t j = 0; j < many; ++j) {
+        mix_body<1>(values, attention + j * apart, apart, sizes, u + (i + j) * pad);
       }
-      for (int64_t j = 0; j < 4; ++j) {
-        store(out + p + j * kLanes, load(out + p + j * kLanes) + sums[j]);
-      }
-    }
-    for (; p < pad; p += kLanes) {
-      Lanes sum = {};
-      for (int64_t h = 0; h < sizes.heads; ++h) {
-        for (int64_t s = 0; s < each; ++s) {
-          sum += load(values + (h * each + s) * pad + p) * attention[h * stride + s];
-        }
-      }
-      store(out + p, load(out + p) + sum);
-    }
-    if (sizes.inter_frame) {
-      float* moved = difference + i * pad;
-      std::memcpy(moved, row + sizes.slots + sizes.features, sizes.features * sizeof(float));
-      std::memset(moved + sizes.features, 0, (pad - sizes.features) * sizeof(float));
     }
   }
+}
+
+int64_t feature_scratch(const RowSizes& sizes) {
+  return padded(sizes.columns) + kLanes +
+         kRowsTogether * sizes.heads * padded(sizes.slots / sizes.heads);
 }
 
 // bias, SiLU, hidden layer, SiLU, output. u: features of the head, padded with anything finite.
@@ -342,7 +384,7 @@ void make_features(const ScorePlan& plan, const Tensor& video, const std::vector
           const char* rows = data + block.begin * plan.width * size;
           factors.resize(block.count);
           z.resize(block.count * sizes.columns * sizeof(float));
-          scratch.resize(padded(sizes.columns) + padded(sizes.slots) + (plan.heads + 2) * kLanes);
+          scratch.resize(feature_scratch(sizes));
           if (product != dtype) {
             wide.resize(block.count * plan.width);
             if (dtype == ScalarType::Half) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import time
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from cacovid.benchmark.cases import Case, Provider, Setting, WrongResult, agree
 from cacovid.benchmark.measure import NAMES
 from cacovid.benchmark.ops import MAKERS, cases
 from cacovid.benchmark.run import run_case
-from cacovid.benchmark.timing import interleaved
+from cacovid.benchmark.timing import host_clock, host_sampler, interleaved
+from cacovid.benchmark.training import TrainingSpeed
 from cacovid.commands.bench import OPS
+from cacovid.errors import InvalidInputError
 from cacovid.reference.ocss import ocss_plan, subspace_cap
 from cacovid.reference.select_tokens import select_plan
 from cacovid.testing.laws import chi_square_p_value, without_replacement
@@ -107,7 +110,7 @@ def test_every_op_is_measured_against_ways_that_agree(name):
     assert {row.provider.role for row in rows} >= {"ours"} and len(rows) >= 2
     for row in rows:
         assert row.times.p20 <= row.times.median <= row.times.p80
-        assert row.times.clock == "host" and row.calls > 0 and row.floor > 0
+        assert row.times.clock == host_clock(SETTING.device)[0] and row.calls > 0 and row.floor > 0
         assert (row.ratio == 1.0) == (row.provider.role == "ours") or row.ratio > 0
         if row.provider.role == "published" and name in ("ocss_sample", "select_tokens"):
             assert row.waits >= 2  # a wait for each frame at least
@@ -307,6 +310,68 @@ def test_pictures_of_one_size(tmp_path):
            "dtype": "float32"}  # fmt: skip
     files = plots.draw([row, {**row, "provider": "x", "role": "bare"}], "here", tmp_path)
     assert [f.name for f in files] == ["score.png", "speed-up.png"]
+
+
+@pytest.mark.usefixtures("known_ceilings")
+def test_figures_of_other_sizes_are_kept_where_asked(capsys, tmp_path):
+    path = tmp_path / "f.csv"
+    arguments = ["--device", "cpu", "--seconds", "0.01", "--without-compile", "--csv", str(path)]
+    ops_of = ["--ops", "gather", "--hidden", "8", "--append", "--tokens"]
+    assert plain_main([*arguments, *ops_of, "392", "--commit", "old"]) == 0
+    assert plain_main([*arguments, *ops_of, "196", "588", "--commit", "old"]) == 0
+    assert plain_main([*arguments, *ops_of, "392", "--commit", "new"]) == 0
+    rows = report.read_csv(path)
+    assert [(row["tokens"], row["commit"]) for row in rows[::3]] == [
+        (196, "old"), (392, "new"), (588, "old")
+    ]  # fmt: skip
+    assert len(rows) == 9 and all(row["median_us"] > 0 for row in rows)
+    capsys.readouterr()
+    path.write_text("op,provider\ngather,cacovid\n")
+    with pytest.raises(InvalidInputError, match="lacks the columns calls, clock"):
+        plain_main([*arguments, *ops_of, "196"])
+    assert cli.main(["bench", "--device", "cpu", "--append"]) == 2
+    assert "name it by --csv" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("known_ceilings")
+def test_a_run_that_is_stopped_leaves_what_it_has(tmp_path, monkeypatch):
+    def stopped(tokens, hidden, setting):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(MAKERS, "gather", stopped)
+    path = tmp_path / "f.csv"
+    with pytest.raises(KeyboardInterrupt):
+        plain_main(
+            ["--device", "cpu", "--tokens", "196", "--seconds", "0.01", "--without-compile",
+             "--ops", "select_tokens", "gather", "--csv", str(path)]
+        )  # fmt: skip
+    assert {row["op"] for row in report.read_csv(path)} == {"select_tokens"}
+
+
+def test_the_training_step_has_its_line(tmp_path):
+    speed = TrainingSpeed("tiny", 576, 128, 31, 5, 1, (1.0, 2.0, 4.0), 0.75, "processor")
+    row = report.training_record(speed.to_dict())
+    where = report.environment(torch.device("cpu"))
+    report.write_csv(tmp_path / "f.csv", [row], report.ceiling_record(LIMITS), where)
+    (read,) = report.read_csv(tmp_path / "f.csv")
+    assert (read["op"], read["tokens"], read["hidden"]) == ("train", 576, 128)
+    assert read["median_us"] == 2e6 and read["p80_us"] == 4e6 and read["samples"] == 3
+    assert read["clock"] == "processor" and "0.5 steps/s, 75% rewards" in read["note"]
+
+
+def test_one_thread_is_timed_by_the_processor():
+    """What waits costs nothing there; several threads need the wall clock."""
+    threads, device = torch.get_num_threads(), torch.device("cpu")
+    try:
+        torch.set_num_threads(1)
+        assert host_clock(device)[0] == "processor"
+        sample = host_sampler(lambda _: time.sleep(0.02), [None], device)
+        assert sample() < 0.01
+        torch.set_num_threads(2)
+        assert host_clock(device)[0] == "host"
+        assert host_sampler(lambda _: time.sleep(0.02), [None], device)() >= 0.02
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_the_environment_names_the_machine():

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cacovid import ops
+from cacovid.ops._registry import TABLE
 from cacovid.ops.frame_sample import flat_plan as frame_integers
 from cacovid.ops.ocss_sample import flat_plan as ocss_integers
 from cacovid.ops.score import pack_folds
@@ -59,6 +60,10 @@ def _schema_arguments() -> list[tuple[str, tuple[Any, ...]]]:
         ("gather", (torch.randn(9, 5), torch.tensor([0, 3, 8]))),
         ("gather", (torch.randn(9, 5).bfloat16(), torch.tensor([], dtype=torch.int64))),
     ]
+
+
+def test_every_schema_is_checked() -> None:
+    assert {op for op, _ in _schema_arguments()} == {n for n, s in TABLE.items() if s.schema}
 
 
 @pytest.mark.parametrize(("op", "arguments"), _schema_arguments())

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from cacovid import ops, reference
 from cacovid.backends import available
 from cacovid.ops._registry import TABLE
 from cacovid.testing import CASES, cases_of
 from cacovid.testing.budgets import assert_within_budget, cast
+from cacovid.testing.cases import tensors_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLIC = (
@@ -70,28 +68,17 @@ def test_every_case_equals_the_reference(name: str) -> None:
     assert cases_of(name)
     for case in cases_of(name):
         positional, named = case.make()
-        got = _tensors(getattr(ops, name)(*positional, **named))
-        plain = _tensors(getattr(reference, name)(*positional, **named))
+        got = tensors_of(getattr(ops, name)(*positional, **named))
+        plain = tensors_of(getattr(reference, name)(*positional, **named))
         assert got and len(got) == len(plain)
         wide = cast((positional, named), torch.float64) if name in ROUNDED else None
-        exact = _tensors(getattr(reference, name)(*wide[0], **wide[1])) if wide else plain
+        exact = tensors_of(getattr(reference, name)(*wide[0], **wide[1])) if wide else plain
         for a, b, c in zip(got, plain, exact, strict=True):
             assert a.dtype == b.dtype, case.id
             if name in ROUNDED:
                 assert_within_budget(a, b, c)
             else:
                 assert torch.equal(a, b), case.id
-
-
-def _tensors(result: Any) -> list[Tensor]:
-    """The tensors of a result: a tensor, a tuple, or a dataclass of them."""
-    if isinstance(result, Tensor):
-        return [result]
-    if isinstance(result, tuple):
-        return [tensor for part in result for tensor in _tensors(part)]
-    if dataclasses.is_dataclass(result):
-        return _tensors(tuple(getattr(result, f.name) for f in dataclasses.fields(result)))
-    return []
 
 
 def test_no_case_stands_twice() -> None:

@@ -1,0 +1,156 @@
+"""Every op compiled without a break, under autocast, on strided and empty input; what it refuses.
+
+One case of each op stands for it. An op that is added is tested here without being named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cacovid import ops
+from cacovid.backends import available
+from cacovid.errors import InvalidInputError
+from cacovid.ops._registry import TABLE
+from cacovid.testing import Case, cases_of
+from cacovid.testing.budgets import assert_within_budget, cast, map_tensors
+from cacovid.testing.cases import tensors_of
+from cacovid.types import Prompt
+
+NAMES = tuple(TABLE)
+FORMS = [
+    (name, backend)
+    for name, spec in TABLE.items()
+    for backend in ("cpu", "reference")
+    if backend == "reference" or (backend in spec.backends and available()[backend].available)
+]
+#: Ops of one tensor: there is no other device that a second one could be on.
+ALONE = {"ocss_sample", "frame_sample", "bernoulli_sample", "farthest_point", "density_peaks"}
+
+
+def sample(name: str) -> Case:
+    """The case that stands for an op: packed videos where the op takes some."""
+    cases = cases_of(name)
+    return next((case for case in cases if case.name.startswith(("ragged", "packed"))), cases[-1])
+
+
+def changed(name: str, change: Callable[[Tensor], Tensor], number: int | None = None) -> Any:
+    """The case's arguments, of which one tensor (by its number) or all are changed."""
+    positional, named = sample(name).make()
+    count = iter(range(1000))
+
+    def one(tensor: Tensor) -> Tensor:
+        return change(tensor) if number in (None, next(count)) else tensor
+
+    def of(value: Any) -> Any:
+        if isinstance(value, Prompt):
+            return dataclasses.replace(value, embeds=one(value.embeds))
+        return map_tensors(value, one)
+
+    return tuple(of(value) for value in positional), {key: of(v) for key, v in named.items()}
+
+
+def first(name: str) -> int:
+    """The number of the tensor that is spoilt: the first, but the rollouts of a prompt."""
+    return 1 if name == "pack_rollouts" else 0
+
+
+def assert_same(name: str, got: Any) -> None:
+    """The result is that of the unchanged case, by the budget where it is a rounded sum."""
+    positional, named = sample(name).make()
+    plain = tensors_of(getattr(ops, name)(*positional, **named, backend="reference"))
+    wide = cast((positional, named), torch.float64)
+    rounded = name in ("score", "cpo_loss", "reinforce_loss")
+    exact = tensors_of(getattr(ops, name)(*wide[0], **wide[1])) if rounded else plain
+    got = tensors_of(got)
+    assert got and len(got) == len(plain)
+    for mine, eager, true in zip(got, plain, exact, strict=True):
+        assert mine.dtype == eager.dtype
+        if rounded:
+            assert_within_budget(mine, eager, true)
+        else:
+            assert torch.equal(mine, eager)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fullgraph(name: str) -> None:
+    positional, named = sample(name).make()
+    places = [i for i, value in enumerate(positional) if isinstance(value, Tensor)]
+
+    def call(tensors: list[Tensor]) -> Any:
+        given = list(positional)
+        for place, tensor in zip(places, tensors, strict=True):
+            given[place] = tensor
+        return getattr(ops, name)(*given, **named)
+
+    torch.compiler.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    assert_same(name, compiled([positional[i] for i in places]))
+
+
+@pytest.mark.parametrize(("name", "backend"), FORMS)
+def test_autocast_changes_nothing(name: str, backend: str) -> None:
+    positional, named = sample(name).make()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = getattr(ops, name)(*positional, **named, backend=backend)
+    assert_same(name, got)
+
+
+@pytest.mark.parametrize(("name", "backend"), FORMS)
+def test_strided_input_is_read_right(name: str, backend: str) -> None:
+    positional, named = changed(name, lambda t: torch.stack([t, t], dim=-1)[..., 0])
+    strided = [tensor for value in positional for tensor in _given(value)]
+    assert not any(tensor.is_contiguous() for tensor in strided if tensor.numel() > 1)
+    assert_same(name, getattr(ops, name)(*positional, **named, backend=backend))
+
+
+def _given(value: Any) -> Iterator[Tensor]:
+    """The tensors of an argument that `changed` reaches."""
+    if isinstance(value, Prompt):
+        yield value.embeds
+    else:
+        found: list[Tensor] = []
+        map_tensors(value, lambda tensor: (found.append(tensor), tensor)[1])
+        yield from found
+
+
+@pytest.mark.parametrize(("name", "backend"), FORMS)
+def test_empty_input(name: str, backend: str) -> None:
+    positional, named = changed(name, lambda tensor: tensor[:0], first(name))
+    if name == "gather":  # nothing of nothing
+        rows, keep = positional
+        empty = ops.gather(rows, keep[:0], backend=backend)
+        assert empty.shape == (0, rows.shape[1]) and empty.dtype == rows.dtype
+    with pytest.raises(InvalidInputError, match=r"\d"):
+        getattr(ops, name)(*positional, **named, backend=backend)
+
+
+@pytest.mark.parametrize(("name", "backend"), FORMS)
+def test_wrong_dtypes_are_refused(name: str, backend: str) -> None:
+    wrong = {"gather": torch.bool, "pack_rollouts": torch.float32}.get(name, torch.int64)
+    positional, named = changed(name, lambda tensor: tensor.to(wrong), first(name))
+    with pytest.raises(InvalidInputError, match=f"{wrong}.* expected"):
+        getattr(ops, name)(*positional, **named, backend=backend)
+
+
+@pytest.mark.parametrize(("name", "backend"), FORMS)
+def test_wrong_shapes_are_refused(name: str, backend: str) -> None:
+    positional, named = changed(name, lambda tensor: tensor[None], first(name))
+    with pytest.raises(InvalidInputError, match=r"\(1, "):
+        getattr(ops, name)(*positional, **named, backend=backend)
+
+
+@pytest.mark.parametrize(("name", "backend"), FORMS)
+def test_tensors_of_two_devices_are_refused(name: str, backend: str) -> None:
+    positional, named = sample(name).make()
+    count = len([tensor for value in positional for tensor in _given(value)])
+    assert (count == 1) == (name in ALONE)
+    for number in range(1, count):
+        positional, named = changed(name, lambda tensor: tensor.to("meta"), number)
+        with pytest.raises(InvalidInputError, match="meta"):
+            getattr(ops, name)(*positional, **named, backend=backend)
