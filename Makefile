@@ -1,4 +1,5 @@
-# make demo | test | setup | lint | build | sanitize | test-transformers | test-lmms | clean
+# make demo | test | setup | lint | build | sanitize | test-transformers | test-lmms | test-engines
+#      | clean
 #
 # Everything runs in an environment of its own in .venv, made on first use. Variables:
 #   PYTHON=python3.12             the interpreter that .venv is made with
@@ -15,7 +16,7 @@ NATIVE := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -nam
 FORMATTED := $(NATIVE) $(wildcard tests/compile/*.cpp tests/compile/*.cu)
 
 .DELETE_ON_ERROR:
-.PHONY: setup demo test lint build sanitize test-transformers test-lmms clean FORCE
+.PHONY: setup demo test lint build sanitize test-transformers test-lmms test-engines clean FORCE
 
 setup: $(VENV)/.built
 
@@ -55,7 +56,7 @@ test-transformers: setup
 test-lmms: setup
 	PATH="$(abspath $(BIN)):$$PATH" tests/engines/run_lmms.sh
 
-# Requests for serving engines against the installed engines' own code.
+# SGLang's and vLLM's parts against the installed engines' own code.
 test-engines: setup
 	PATH="$(abspath $(BIN)):$$PATH" tests/engines/run_engines.sh
 

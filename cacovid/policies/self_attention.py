@@ -116,6 +116,7 @@ class SelfAttentionPolicy(StoredPolicy):
     policy_type: ClassVar[str] = "self_attention"
     config_class: ClassVar[type[PolicyConfig]] = SelfAttentionConfig
     unused_weights: ClassVar[tuple[str, ...]] = ("mode_selection.",)
+    reads_prompt: ClassVar[bool] = True
 
     def __init__(self, config: SelfAttentionConfig) -> None:
         super().__init__()

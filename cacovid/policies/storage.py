@@ -35,6 +35,8 @@ class StoredPolicy(nn.Module, ModelHubMixin, library_name="cacovid", tags=["caco
     policy_type: ClassVar[str]
     config_class: ClassVar[type[PolicyConfig]]
     question_aware: ClassVar[bool] = True
+    #: Whether scores hang on the text around the question, too.
+    reads_prompt: ClassVar[bool] = False
     #: How tokens are chosen by the scores: within quotas of the frames (ALGORITHMS 1.2), or one
     #: top-k over the whole video (ALGORITHMS 2.3).
     selection: ClassVar[Literal["frames", "top_k"]] = "frames"
@@ -170,6 +172,35 @@ def load_policy(
         InvalidInputError: if files are missing or damaged, or of a kind that is not known.
         WrongBaseModelError: if the policy is for another model or hidden size; both are named.
     """
+    cls, values = _read_config(name, hub)
+    config = cls.config_class.from_dict(values)
+    check_base(config, str(name), base_model, hidden_size)
+    path = _file(name, WEIGHTS, hub)
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InvalidInputError(f"{path} is no whole safetensors file: {error}") from error
+    policy = cls(config)
+    policy.load_weights(weights, str(path))
+    return policy.eval()
+
+
+def policy_class(name: str | PathLike[str], **hub: Any) -> type[StoredPolicy]:
+    """What kind of policy a place holds, by its configuration alone.
+
+    Args:
+        name: Directory or Hub id (`owner/name`).
+        **hub: `revision`, `token`, `cache_dir`, `local_files_only`.
+
+    Raises:
+        InvalidInputError: if there is no configuration of a policy of a known kind.
+    """
+    return _read_config(name, hub)[0]
+
+
+def _read_config(
+    name: str | PathLike[str], hub: dict[str, Any]
+) -> tuple[type[StoredPolicy], dict[str, Any]]:
     config_path = _file(name, CONFIG, hub)
     try:
         values = json.loads(config_path.read_text())
@@ -181,17 +212,7 @@ def load_policy(
             f"{config_path} says policy_type {kind!r}; expected one of "
             f"{', '.join(sorted(_TYPES))}. Is it a policy's folder, not a model's?"
         )
-    cls = _TYPES[kind]
-    config = cls.config_class.from_dict(values)
-    check_base(config, str(name), base_model, hidden_size)
-    path = _file(name, WEIGHTS, hub)
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InvalidInputError(f"{path} is no whole safetensors file: {error}") from error
-    policy = cls(config)
-    policy.load_weights(weights, str(path))
-    return policy.eval()
+    return _TYPES[kind], values
 
 
 def check_base(

@@ -27,5 +27,5 @@ def _import_torchvision() -> None:
         import torchvision  # noqa: F401
 
 
-if importlib.util.find_spec("sglang") is not None:
+if any(importlib.util.find_spec(engine) is not None for engine in ("sglang", "vllm")):
     _import_torchvision()
