@@ -71,7 +71,8 @@ class PaddedRows:
     Args:
         embeds: `[G, W, D]`, or wider with deepstack features (`cacovid.models.deepstack`).
         attention_mask: `[G, W]` int64.
-        position_ids: `[G, W]` or `[3, G, W]` int64.
+        position_ids: `[G, W]`, or `[4, G, W]` int64: a text row without gaps, by which decoders
+            tell packed sequences apart, then time, height and width.
     """
 
     embeds: Tensor
@@ -123,4 +124,7 @@ def pad_packed(
         mask[:, width:] = 1
         after = torch.arange(1, extra + 1, device=device)
         positions[..., width:] = positions[..., width - 1 : width] + after
+    if positions.dim() == 3:
+        counted = (mask.cumsum(-1) - 1).clamp_(min=0)
+        positions = torch.cat((counted[None], positions))
     return PaddedRows(embeds, mask, positions)
