@@ -399,13 +399,19 @@ def page(lines: Sequence[dict[str, str]], options: argparse.Namespace) -> str:
         for tokens in lengths:
             line = by.get((name, tokens), {})
             if line.get("ms"):
-                cells += [_seconds(float(line["ms"])), line["copies"], line["products"],
-                          f"{int(line['memory_mb']):,}"]  # fmt: skip
+                figures = (float(line["ms"]) / 1e3, float(line["copies"]), float(line["products"]))
+                cells += [*map(_figure, figures), f"{int(line['memory_mb']):,}"]
             else:
                 cells += [line.get("note", "–"), "", "", ""]
         out.append(f"| {' | '.join([*cells, row.note])} |")
     out += ["", "Not measured:", ""]
     out += [f"- `{name}`: {reason}" for name, reason in LEFT_OUT.items()]
+    missing = {n: [t for t in lengths if (n, t) not in by] for n in ROWS}
+    out += [
+        f"- `{name}` at {' and '.join(f'{t:,}' for t in tokens)} tokens: not in this run"
+        for name, tokens in missing.items()
+        if tokens
+    ]
     return "\n".join(out) + "\n"
 
 
@@ -482,8 +488,8 @@ def _short(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def _seconds(milliseconds: float) -> str:
-    return f"{milliseconds / 1e3:,.3g}"
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 if __name__ == "__main__":
