@@ -156,7 +156,7 @@ build() {
     -Dpybind11_DIR="$pybind11" \
     -DCACOVID_CUDA="$([ "$device" = cuda ] && echo 1 || echo 0)" \
     -DCACOVID_CUDA_ARCHITECTURES="$architecture" &&
-    cmake --build "$native" --parallel "$(nproc)" &&
+    cmake --build "$native" --parallel "$(env -u OMP_NUM_THREADS nproc)" &&
     cmake --install "$native"
 }
 export -f build

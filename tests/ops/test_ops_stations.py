@@ -1,4 +1,4 @@
-"""Every op compiled without a break, under autocast, on strided and empty input; what it refuses.
+"""Every op compiled, under autocast, on strided and empty input; its gradients; what it refuses.
 
 One case of each op stands for it. An op that is added is tested here without being named.
 """
@@ -31,6 +31,11 @@ FORMS = [
 ]
 #: Ops of one tensor: there is no other device that a second one could be on.
 ALONE = {"ocss_sample", "frame_sample", "bernoulli_sample", "farthest_point", "density_peaks"}
+
+#: Ops that a gradient flows through; the results of the others are choices.
+DIFFERENTIABLE = {
+    "gather", "select_and_gather", "pack_rollouts", "score", "cpo_loss", "reinforce_loss"
+}  # fmt: skip
 
 
 def sample(name: str) -> Case:
@@ -117,6 +122,27 @@ def _given(value: Any) -> Iterator[Tensor]:
         found: list[Tensor] = []
         map_tensors(value, lambda tensor: (found.append(tensor), tensor)[1])
         yield from found
+
+
+@pytest.mark.parametrize(("name", "backend"), FORMS)
+def test_gradients_flow_where_they_can(name: str, backend: str) -> None:
+    leaves: list[Tensor] = []
+
+    def leaf(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        leaves.append(tensor.detach().clone().requires_grad_())
+        return leaves[-1]
+
+    positional, named = changed(name, leaf)
+    results = tensors_of(getattr(ops, name)(*positional, **named, backend=backend))
+    flowing = [result.sum() for result in results if result.requires_grad]
+    assert bool(flowing) == (name in DIFFERENTIABLE)
+    if flowing:
+        torch.stack(flowing).sum().backward()
+        gradients = [tensor.grad for tensor in leaves if tensor.grad is not None]
+        assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+        assert any(bool(gradient.any()) for gradient in gradients)
 
 
 @pytest.mark.parametrize(("name", "backend"), FORMS)
