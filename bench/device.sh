@@ -14,7 +14,8 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
-limit=570 # seconds for everything
+limit=570   # seconds for everything
+reserve=150 # of them, that nothing may take before the figures
 mode=measure
 for argument in "$@"; do
   case $argument in
@@ -35,7 +36,7 @@ tuned=${OUT:-kernels/configs}
 failed=() missing=()
 
 say() { echo "device.sh [${SECONDS}s]: $*"; }
-left() { echo $((limit - SECONDS)); }
+left() { echo $((limit - reserve - SECONDS)); }
 have() { command -v "$1" >/dev/null 2>&1; }
 
 # --- What is there -------------------------------------------------------------------------------
@@ -198,21 +199,23 @@ headline=(score prune select_tokens gather ocss_sample)
 sweep=()
 if step build 200 bash -c build; then
   step doctor 40 "$python" -c 'from cacovid import doctor; print(doctor.render(doctor.report()))'
-  step tests 100 bash -c 'run_tests "$@"' run_tests "${tests[@]}"
+  step tests 150 bash -c 'run_tests "$@"' run_tests "${tests[@]}"
 else
   say "the compiled libraries are missing: only score, in Triton, is tested and measured"
   headline=(score) sweep=(--ops score)
 fi
 if [ "$device" = cuda ]; then
-  step triton 80 bash -c 'run_tests "$@"' run_tests tests/kernels
+  step triton 100 bash -c 'run_tests "$@"' run_tests tests/kernels
   step examples 40 bash -c 'run_tests "$@"' run_tests tests/test_docs.py \
     -k 'test_examples_run and using-the-ops'
   step tune 70 bash -c tune
+  reserve=0
   # The sizes of the targets beside torch.compile; then the others, without it.
   measure headline $(($(left) / 2)) --tokens 6272 50176 --hidden 3584 --ops "${headline[@]}" \
     --seconds 1
   measure sweep "$(left)" --without-compile --seconds 0.3 "${sweep[@]}"
 else
+  reserve=0
   measure headline "$(left)" --quick --tokens 784 --hidden 64 --seconds 0.02 \
     --ops score select_tokens ocss_sample
 fi
