@@ -200,10 +200,17 @@ def test_the_fields_travel_between_processes(engine):
         assert back[name].data.dtype == item[name].data.dtype
 
 
-def test_memory_profiling_asks_nothing(engine):
+def test_blind_methods_share_a_video_between_questions(engine, monkeypatch):
+    monkeypatch.setitem(vars(engine.processor), "_reading", Reading(False, False))
+    first, second = engine.ask(FIRST), engine.ask(SECOND)
+    assert hashes(first) == hashes(second)
+    assert first["mm_kwargs"]["video"][0][names.TEXT].data.shape == (3, 0)
+
+
+def test_memory_profiling_asks_for_something(engine):
     out = engine.processor.get_dummy_mm_inputs({"video": 1, "image": 1})
     (item,) = out["mm_kwargs"]["video"]
-    assert item[names.TEXT].data.shape == (3, 0) and float(item[names.SHARE].data) == RETENTION
+    assert item[names.TEXT].data.shape == (3, 1) and float(item[names.SHARE].data) == RETENTION
 
 
 def test_requests_that_cannot_be(engine):

@@ -27,6 +27,11 @@ class TextTokens:
     asking: tuple[bool, ...] = ()
 
 
+#: The question of a prompt of nothing but placeholders, as vLLM's memory profiling makes it: any
+#: token, for methods that cannot do without.
+STAND_IN = TextTokens((0,), (1,), (True,))
+
+
 def find_text(
     ids: Sequence[int],
     tokenizer: Any,
@@ -51,8 +56,7 @@ def find_text(
         whole_prompt: Whether the text around the question is read, too.
 
     Returns:
-        The tokens; none for a prompt of nothing but placeholders, as vLLM's memory profiling
-        makes it.
+        The tokens; `STAND_IN` for a prompt of nothing but placeholders.
 
     Raises:
         InvalidInputError: if there is no video in the ids, or no question in a prompt with text.
@@ -66,7 +70,7 @@ def find_text(
     media = frozenset(placeholders) | {video_id}
     skip = media.union(markers)
     if all(token in skip for token in ids):
-        return TextTokens()
+        return STAND_IN
     source = QuestionSource(text=question, tokenizer=tokenizer, required=True)
     (asking,) = locate_questions([ids], source, placeholders=skip, end_ids=end_ids)
     chosen = frozenset(asking)
