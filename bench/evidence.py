@@ -38,7 +38,6 @@ from cacovid.evaluation.choosers import Chooser, MethodChooser, choosers
 from cacovid.evaluation.compare import Comparison, Evaluator, Result
 from cacovid.evaluation.results import markdown, result_rows, table
 from cacovid.methods import PolicyMethod
-from cacovid.methods.beside import policies_beside
 from cacovid.models.defaults import model_location, reading_defaults
 from cacovid.models.processing import load_processor
 from cacovid.models.storage import load_whole
@@ -258,8 +257,7 @@ def _table(args: argparse.Namespace) -> None:
         folder.name: PolicyMethod(load_policy(folder / "policy", base_model=bench.model))
         for folder in finished()
     }
-    stored = policies_beside(Path(model_location("tiny")))
-    chosen = choosers([*stored, *policies, *METHODS], bench.model, policies)
+    chosen = choosers([*policies, "score", *METHODS], bench.model, policies)
     comparison = _measure(bench, chosen, args.retention, args.split, args.seed, args.questions)
     rows = result_rows(comparison)
     stem = RESULTS / f"cpo-{args.split}"
