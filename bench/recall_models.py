@@ -35,12 +35,14 @@ from torch import Tensor
 from cacovid.models import adapter_for, deepstack
 from cacovid.models.inputs import video_inputs
 from cacovid.models.processing import load_processor
+from cacovid.train.data import TrainingSample
+from cacovid.train.wording import word_problem
 
 WIDTH = 64
 VIDEO, IMAGE = "<|video_pad|>", "<|image_pad|>"
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", IMAGE, VIDEO]
-WORDS = ["<pad>", "<unk>", *SPECIAL, "user", "assistant", "beside", *COLOURS,
-         *"0123456789.<>", "seconds"]  # fmt: skip
+WORDS = ["<pad>", "<unk>", *SPECIAL, "user", "assistant", "beside", *COLOURS, *"0123456789.<>",
+         "seconds", "Reply", "with", "nothing", "but", "the", "answer"]  # fmt: skip
 TEMPLATE = (
     "{% for m in messages %}<|im_start|> {{ m['role'] }} {% for p in m['content'] %}"
     "{% if p['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
@@ -176,6 +178,11 @@ def features_of_cells(model: Any, processor: Any, rng: np.random.Generator) -> T
     return torch.cat((made.rows, *made.deepstack), dim=-1)
 
 
+def _worded() -> str:
+    """The question about red as `cacovid train` puts it to a model."""
+    return word_problem(TrainingSample("", question(0), NAMES[1], "exact"))
+
+
 class Conversations:
     """Batches of conversations of all questions on a clip, all of one length.
 
@@ -206,7 +213,7 @@ class Conversations:
     def _text(self) -> str:
         messages: list[dict[str, Any]] = []
         for _ in range(SHOWN):
-            for role, text in (("user", question(0)), ("assistant", NAMES[1])):
+            for role, text in (("user", _worded()), ("assistant", NAMES[1])):
                 messages.append({"role": role, "content": [{"type": "text", "text": text}]})
         messages[0]["content"].insert(0, {"type": "video"})
         return str(self._processor.apply_chat_template(messages))
