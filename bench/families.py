@@ -117,9 +117,9 @@ class Plan:
             },
             "objective": objective,
             "training": {
-                "steps": self.policy_steps, "samples_per_step": 4, "learning_rate": RATES[objective],
-                "pretrained_rate_factor": 0.3, "warmup": 0.05, "seed": self.seed,
-                "checkpoint_every": 50,
+                "steps": self.policy_steps, "samples_per_step": 4,
+                "learning_rate": RATES[objective], "pretrained_rate_factor": 0.3, "warmup": 0.05,
+                "seed": self.seed, "checkpoint_every": 50,
             },
             **SETTINGS[objective],
         }  # fmt: skip
