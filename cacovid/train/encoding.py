@@ -107,7 +107,7 @@ class SampleEncoder:
         )
         if known is not None:
             self._cache.move_to_end(key)
-        elif embedded.features is not None:
+        elif self.cached_videos and embedded.features is not None:
             further = FurtherPrompt(self.processor.tokenizer, prompt, inputs)
             # In their own precision: a run resumed with a cold cache sees the same numbers.
             self._cache[key] = _Encoded(embedded.features, further)

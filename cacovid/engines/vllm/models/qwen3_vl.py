@@ -59,10 +59,11 @@ class CaCoVIDQwen3VLForConditionalGeneration(PrunedMRoPE, base.Qwen3VLForConditi
 
         times = video_input["timestamps"][number]
         times = times.tolist() if isinstance(times, Tensor) else list(times)
-        places = positions.frame_positions(size, self._leads(times))
+        between = self._between(times)
+        places = positions.frame_positions(size, self._leads(between))
         selection = self.choose(
             rows[:, : self.visual_dim], places.video, places.extent, size, asked,
-            inside=(torch.tensor(self._between(times)), places.text),
+            inside=(torch.tensor(between), places.text),
         )  # fmt: skip
         with gpu_sync_allowed():  # the frames' lengths, by which the timestamps are put between
             counts = selection.per_frame().tolist()
@@ -89,7 +90,7 @@ class CaCoVIDQwen3VLForConditionalGeneration(PrunedMRoPE, base.Qwen3VLForConditi
     ) -> Tensor:
         from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
-        leads = self._leads(timestamps)
+        leads = self._leads(self._between(timestamps))
         places = positions.frame_positions(self._merged(video_grid_thw), leads)
         out = torch.empty(3, seq_len, dtype=torch.int64, device=device)
         with gpu_sync_allowed():
@@ -115,8 +116,8 @@ class CaCoVIDQwen3VLForConditionalGeneration(PrunedMRoPE, base.Qwen3VLForConditi
         ).full
         return empty
 
-    def _leads(self, timestamps: list[float]) -> list[int]:
+    def _leads(self, between: list[int]) -> list[int]:
         """Text tokens before each frame's tokens: its timestamp and the begin marker."""
         end = self.config.vision_end_token_id
-        ends = [place for place, token in enumerate(self._between(timestamps)) if token == end]
+        ends = [place for place, token in enumerate(between) if token == end]
         return [here - before - 1 for before, here in pairwise([-1, *ends])]
