@@ -229,9 +229,9 @@ class Conversations:
         words = self._model.get_input_embeddings()(ids)
         rows = F.pad(words, (0, features.shape[-1] - words.shape[-1]))
         rows = rows.index_copy(1, self._video, features)
-        with deepstack.reading(self._model, rows) as embeds:
+        with deepstack.reading(self._model):
             out = self._model(
-                inputs_embeds=embeds,
+                inputs_embeds=rows,
                 attention_mask=torch.ones_like(ids),
                 position_ids=self._positions.expand(-1, count, -1),
                 logits_to_keep=self.read,

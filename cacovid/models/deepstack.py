@@ -2,6 +2,7 @@
 
 `Prompt.extras` holds them level by level. Where prompts are cut into rollouts and padded into rows,
 they travel beside the embeddings, in rows of `(1 + levels) * D`; `reading` takes them apart again.
+So do shortened prompts where transformers takes no features with them (before 5.18).
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from cacovid.types import Prompt
 #: `Prompt.extras` of a family with deepstack: `[levels, S, D]`, what is added to the hidden states
 #: after the first layers; zeros where no visual token stands.
 DEEPSTACK = "deepstack"
+
+#: Of transformers before 5.18.
+_COUNTING = "_get_image_nums_and_video_nums"
 
 
 def decoder_inputs(levels: Iterable[Tensor]) -> dict[str, Any]:
@@ -48,29 +52,49 @@ def widened(prompt: Prompt) -> Prompt:
     return replace(prompt, embeds=torch.cat((prompt.embeds, *levels), dim=-1))
 
 
+def adds_features(model: Any) -> bool:
+    """Whether the model's decoder adds visual features behind its first layers."""
+    return hasattr(adapter_for(model).text_model(model), "_deepstack_process")
+
+
 @contextmanager
-def reading(model: Any, rows: Tensor) -> Iterator[Tensor]:
-    """While it lasts, the model's first forward adds the deepstack features that rows hold.
+def reading(model: Any) -> Iterator[None]:
+    """While it lasts, the decoder takes embeddings as `widened` makes them.
+
+    A pre-hook on the decoder of this instance splits them; embeddings of the plain width pass as
+    they are. `generate` of old releases finds a prompt's pictures by its embeddings when it repeats
+    it for beams; that method of the instance is shown the plain width too. Nothing happens to a
+    model without deepstack.
 
     Args:
-        model: The model that the prompts were embedded for.
-        rows: `[B, W, (1 + levels) * D]`; with 0 levels nothing happens.
-
-    Yields:
-        The embeddings `[B, W, D]`, for that forward (or the prefill of `generate`).
+        model: A model that has an adapter.
     """
-    embeds, *levels = rows.split(model.config.get_text_config().hidden_size, dim=-1)
-    if not levels:
-        yield embeds
+    if not adds_features(model):
+        yield
         return
-    inputs = decoder_inputs(levels)
+    width = model.config.get_text_config().hidden_size
 
-    def add(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        handle.remove()  # what follows a prefill are words
-        return args, {**kwargs, **inputs}
+    def split(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        rows = kwargs.get("inputs_embeds")
+        if rows is None or rows.shape[-1] == width:
+            return None
+        embeds, *levels = rows.split(width, dim=-1)
+        return args, {**kwargs, "inputs_embeds": embeds, **decoder_inputs(levels)}
 
-    handle = adapter_for(model).text_model(model).register_forward_pre_hook(add, with_kwargs=True)
+    handle = adapter_for(model).text_model(model).register_forward_pre_hook(split, with_kwargs=True)
+    counting: Any = getattr(model, _COUNTING, None)
+    own = vars(model).get(_COUNTING)
+
+    def count(input_ids: Any, inputs_embeds: Any = None) -> Any:
+        return counting(input_ids, None if inputs_embeds is None else inputs_embeds[..., :width])
+
+    if counting is not None:
+        vars(model)[_COUNTING] = count
     try:
-        yield embeds
+        yield
     finally:
         handle.remove()
+        if own is not None:
+            vars(model)[_COUNTING] = own
+        elif counting is not None:
+            del vars(model)[_COUNTING]

@@ -16,20 +16,24 @@ from torch import Tensor, nn
 
 from cacovid.errors import UnsupportedModelError
 from cacovid.methods.inside import LayerHook
+from cacovid.models import deepstack
 from cacovid.models.attention_scores import last_query_attention
 from cacovid.models.registry import adapter_for
 
 
 @contextmanager
-def running(model: nn.Module, hook: LayerHook | None) -> Iterator[LayerHook | None]:
-    """While it lasts, a prefill of the hook's prompt is pruned inside; leaving removes all hooks.
+def running(model: nn.Module, hook: LayerHook | None = None) -> Iterator[LayerHook | None]:
+    """While it lasts, the model reads what `prune_inputs` made; leaving removes all hooks.
 
-    The prompt comes in one piece, on its own and without padding; decoding steps follow it. A
-    further prefill starts over.
+    With a hook, a prefill of its prompt is pruned inside. The prompt comes in one piece, on its own
+    and without padding; decoding steps follow it. A further prefill starts over.
+
+    Without one, this is needed for models with deepstack (Qwen3-VL) and transformers before 5.18
+    only, where features of inner vision layers travel in `inputs_embeds`.
 
     Args:
         model: A Hugging Face model that has an adapter; nothing but this instance changes.
-        hook: What an in-LLM method gave; None: nothing happens.
+        hook: What an in-LLM method gave.
 
     Raises:
         InvalidInputError: if the model has too few layers for the method.
@@ -37,10 +41,11 @@ def running(model: nn.Module, hook: LayerHook | None) -> Iterator[LayerHook | No
             the forward, for batches, prefill in pieces, and caches of a fixed length.
     """
     if hook is None:
-        yield None
+        with deepstack.reading(model):
+            yield None
         return
     decoder = adapter_for(model).text_model(model)
-    if hasattr(decoder, "_deepstack_process"):
+    if deepstack.adds_features(model):
         raise UnsupportedModelError(
             f"{type(decoder).__name__} adds vision features between its layers, at places that "
             f"pruning inside would shift; use a method that prunes before the language model"
@@ -173,4 +178,3 @@ def _check_layer(number: int, layer: Any) -> None:
             f"layer {number} attends in a sliding window, which counts tokens that pruning inside "
             f"takes out; use a method that prunes before the language model"
         )
-

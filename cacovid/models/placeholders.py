@@ -6,7 +6,8 @@ questions, and writing the shortened prompt down, is done here. The shortened pr
 
 - As `inputs_embeds` beside its `input_ids`: all releases from 5.4 take the embeddings for the
   prefill and the ids for everything else (streamers, logits processors, the returned sequences),
-  repeat both for beams and returned sequences, and force the cache on.
+  repeat both for beams and returned sequences, and force the cache on. Features for deeper layers
+  stand behind the embeddings then, and are taken apart while `running` lasts.
 - As `mm_encoder_outputs` beside its `input_ids`, from 5.18 on, for families whose forward takes one
   row of features per prompt. The model itself puts the features in, into deeper layers too
   (Qwen3-VL), and since 5.23 chunk by chunk.
@@ -252,21 +253,12 @@ class PlaceholderAdapter:
 
         Returns:
             `input_ids`, `attention_mask` `[B, W]`, `position_ids` `[B, W]` or `[4, B, W]` (a text
-            row, then time, height and width), and either `inputs_embeds` `[B, W, D]` or
-            `mm_encoder_outputs`; padded on the left. Beside them the inputs that are not about
-            vision; those of the prompt's shape (labels) are shortened alike.
-
-        Raises:
-            UnsupportedModelError: if the installed transformers takes a prompt of this model in
-                neither way.
+            row, then time, height and width), and either `inputs_embeds` `[B, W, D]` (wider with
+            deepstack, see `rewrite`) or `mm_encoder_outputs`; padded on the left. Beside them the
+            inputs that are not about vision; those of the prompt's shape (labels) are shortened
+            alike.
         """
         by_features = self.hands_over_features
-        if not by_features and DEEPSTACK in embedded.prompt.extras:
-            raise UnsupportedModelError(
-                f"the model puts visual features into several layers (deepstack); transformers "
-                f"takes pruned ones since 5.18, and {'.'.join(map(str, release()))} is installed. "
-                f"Install a newer one"
-            )
         out: dict[str, Any] = dict(
             rewrite(embedded, selection, positions, with_embeds=not by_features)
         )

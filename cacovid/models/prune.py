@@ -64,7 +64,8 @@ class PrunedInputs:
         """Keyword arguments of `model.generate`, as an adapter's `prune` returns them.
 
         With transformers before 5.23, `prefill_chunk_size=None` stands beside them. Take them anew
-        for each call: `generate` changes `mm_encoder_outputs` that it is given.
+        for each call: `generate` changes `mm_encoder_outputs` that it is given. Of Qwen3-VL with
+        transformers before 5.18, `model.generate` runs within `cacovid.models.running(model)`.
         """
         out = dict(self.prepared)
         encoded = out.get("mm_encoder_outputs")
@@ -106,6 +107,10 @@ def prune_inputs(
     dynamic or static caches. Keeping everything gives what plain `generate` gives, token for
     token. `max_length` counts the shortened prompt: use `max_new_tokens`. Chunked prefill reads it
     for the Qwen families from transformers 5.23 on, and not else.
+
+    Qwen3-VL with transformers before 5.18 generates within `cacovid.models.running(model)`, which
+    puts a hook on the decoder of the instance for the features of inner vision layers; without it
+    `generate` fails.
 
     Args:
         model: A model that has an adapter (`cacovid.models.supported_model_types()`).

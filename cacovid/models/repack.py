@@ -6,7 +6,7 @@ nothing is read back from the device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cacovid.errors import InvalidInputError
 from cacovid.models.base import EmbeddedInputs, Positions
+from cacovid.models.deepstack import widened
 from cacovid.types import Selection
 
 
@@ -78,6 +79,9 @@ def rewrite(
 ) -> dict[str, Tensor]:
     """`input_ids`, `attention_mask`, `position_ids` `[B, W]` and `inputs_embeds` `[B, W, D]`.
 
+    Where prompts have features for deeper layers, they stand behind each row's embedding,
+    `[B, W, (1 + levels) * D]`, which the decoder takes while `cacovid.models.running` lasts only.
+
     Positions of several axes become `[1 + axes, B, W]`: a text row without gaps in front, by which
     decoders tell packed sequences apart.
 
@@ -119,7 +123,7 @@ def rewrite(
         if selection.embeds is not None:
             video = prompt.video_index.index_select(0, selection.keep)
             embeds = embeds.index_copy(0, video, selection.embeds.to(embeds))
-        out["inputs_embeds"] = rows.lay_out(embeds, 0.0)
+        out["inputs_embeds"] = rows.lay_out(widened(replace(prompt, embeds=embeds)).embeds, 0.0)
     return out
 
 

@@ -22,10 +22,10 @@ def decode_greedily(model: Any, tokenizer: Any, rows: PaddedRows, max_new_tokens
     pad = tokenizer.pad_token_id
     # Embeddings serve the prefill, ids everything else; see the adapters.
     ids = torch.full(rows.attention_mask.shape, pad, device=rows.embeds.device)
-    with deepstack.reading(model, rows.embeds) as embeds:
+    with deepstack.reading(model):
         out = model.generate(
             input_ids=ids,
-            inputs_embeds=embeds,
+            inputs_embeds=rows.embeds,
             attention_mask=rows.attention_mask,
             position_ids=rows.position_ids,
             max_new_tokens=max_new_tokens,

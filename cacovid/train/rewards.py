@@ -214,9 +214,9 @@ class LocalReward:
         if answer is not None:  # words have nothing to add behind the first layers
             answer = F.pad(answer, (0, packed.embeds.shape[1] - answer.shape[1]))
         rows = pad_rows(packed, answer)
-        with deepstack.reading(self.model, rows.embeds) as embeds:
+        with deepstack.reading(self.model):
             out = self.model(
-                inputs_embeds=embeds,
+                inputs_embeds=rows.embeds,
                 attention_mask=rows.attention_mask,
                 position_ids=rows.position_ids,
                 logits_to_keep=1 if answer is None else answer.shape[0] + 1,

@@ -8,7 +8,6 @@ import torch
 from cacovid import prune_inputs
 from cacovid.engines import sglang
 from cacovid.errors import InvalidInputError, UnsupportedModelError
-from cacovid.models.generation import release
 from tests.models.families import FAMILIES, QUESTIONS, Request, make_tokenizer
 
 QWEN = [family for family in FAMILIES if family.name.startswith("qwen")]
@@ -18,8 +17,6 @@ ASKING = "attention:1:question"
 @pytest.fixture(scope="module", params=QWEN, ids=repr)
 def case(request):
     family, tokenizer = request.param, make_tokenizer()
-    if release() < family.since:
-        pytest.skip(f"needs transformers {family.since}")
     return family, tokenizer, family.make_model(tokenizer)
 
 

@@ -58,8 +58,6 @@ class Family:
     make_inputs: Callable
     #: Tokens of each of a request's videos.
     tokens: Callable[[Request], tuple[int, ...]]
-    #: The first release of transformers that takes its pruned prompts.
-    since: tuple[int, int] = (5, 4)
 
     def __repr__(self) -> str:
         return self.name
@@ -353,24 +351,24 @@ def _pixels(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _qwen(name, make_model, since=(5, 4), **how):
+def _qwen(name, make_model, **how):
     def make_inputs(tokenizer, requests: Sequence[Request]):
         return _qwen_inputs(tokenizer, requests, **how)
 
     def tokens(request):
         return tuple(_merged(CLIPS[clip]) for clip in request.clips)
 
-    return Family(name, make_model, make_inputs, tokens, since)
+    return Family(name, make_model, make_inputs, tokens)
 
 
 FAMILIES = (
     _qwen("qwen2_vl", qwen2_vl),
     _qwen("qwen2_5_vl", qwen2_5_vl, seconds=True),
-    _qwen("qwen3_vl", qwen3_vl, since=(5, 18), timestamps=True),
+    _qwen("qwen3_vl", qwen3_vl, timestamps=True),
     Family("llava_onevision", llava_onevision, _onevision_inputs, _llava_tokens),
     Family("llava_next_video", llava_next_video, _llava_inputs, _llava_tokens),
     Family("internvl", internvl, _internvl_inputs, _internvl_tokens),
 )
 
 #: Of the same adapter as one above; what differs is the decoder.
-VARIANTS = (_qwen("qwen3_vl_moe", qwen3_vl_moe, since=(5, 18), timestamps=True),)
+VARIANTS = (_qwen("qwen3_vl_moe", qwen3_vl_moe, timestamps=True),)

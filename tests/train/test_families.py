@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from cacovid import SelfAttentionPolicy, cli, load_policy
-from cacovid.models import adapter_for
-from cacovid.models.generation import release
+from cacovid.models import adapter_for, running
 from cacovid.models.processing import load_processor
 from cacovid.train.data import TrainingSample
 from cacovid.train.encoding import SampleEncoder
@@ -38,8 +37,6 @@ def sample(number, text, solution="red", clip="clip"):
 @pytest.fixture(scope="module", params=FAMILIES, ids=repr)
 def encoder(request, tmp_path_factory):
     family = request.param
-    if release() < family.since:
-        pytest.skip(f"needs transformers {family.since}")
     folder = tmp_path_factory.mktemp(family.name)
     write_files(folder, family)
     model = freeze(family.make_model(make_tokenizer()))
@@ -85,10 +82,11 @@ def test_answers_of_rollouts_are_those_of_the_adapters_prompts(encoder):
         keep = mask.nonzero().flatten()
         selection = Selection(keep, prepared.prompt.grid, (len(keep),))
         pruned = adapter_for(model).prune(prepared.embedded, selection)
-        out = model.generate(
-            **pruned, max_new_tokens=4, do_sample=False, output_logits=True,
-            return_dict_in_generate=True,
-        )  # fmt: skip
+        with running(model):
+            out = model.generate(
+                **pruned, max_new_tokens=4, do_sample=False, output_logits=True,
+                return_dict_in_generate=True,
+            )  # fmt: skip
         new = out.sequences[0, pruned["input_ids"].shape[1] :]
         texts.append(processor.tokenizer.decode(new, skip_special_tokens=True))
         chances.append(torch.stack(out.logits, 1)[0].float().log_softmax(-1))
@@ -109,8 +107,6 @@ def test_answers_of_rollouts_are_those_of_the_adapters_prompts(encoder):
 def test_cacovid_train_on_a_checkpoint(name, objective, tmp_path, video, capsys):  # noqa: F811
     """A policy that starts as the model's layer 0 is trained by either objective, and stored."""
     family = next(family for family in FAMILIES if family.name == name)
-    if release() < family.since:
-        pytest.skip(f"needs transformers {family.since}")
     folder, data = tmp_path / "model", tmp_path / "data"
     model = family.make_model(make_tokenizer())
     model.save_pretrained(folder)
