@@ -5,12 +5,14 @@ r"""Trains the embedded model's policies and compares them: the tables and curve
     python bench/evidence.py curves
     python bench/evidence.py table --split test
     python bench/evidence.py table --split shifted
+    python bench/evidence.py variants
     python bench/evidence.py shares --run ocss-0
     python bench/evidence.py letters
 
 `train` runs `cacovid train` once for each run and seed (resumable; a finished one is left alone).
-`curves` draws reward and greedy accuracy over training. `table` compares all finished policies
-with the training-free methods and the oracles on test scenes; `shares` tries the policy's share of
+`curves` draws reward and greedy accuracy over training. `table` compares the finished policies
+with the training-free methods and the oracles on test scenes, `variants` all runs with each other
+on validation scenes; `shares` tries the policy's share of
 the budget on validation scenes; `letters` compares the two ways of answering multiple choice, by
 one forward over the letters and by generation. Each writes Markdown and JSON. Everything is of
 the synthetic task; no public benchmark is run. On two cores run two commands at a time, each with
@@ -61,7 +63,21 @@ CHANGES: dict[str, dict[str, Any]] = {
         "objective": "imitation",
         "imitation": {"layer": 2, "queries": "question", "updates": 5},
     },
-    "self": {"policy": {"type": "self_attention", "settings": {"slots": None}}},
+    "self": {
+        "policy": {"type": "self_attention", "settings": {"slots": None}},
+        "cpo": {"rollouts": {"sampler": "multinomial"}},
+    },
+    "long": {
+        "cpo": {"rollouts": {"sampler": "multinomial"}},
+        "training": {"steps": 2.0},
+        "data": {"scenes": 1200},
+        "reward": {"cached_videos": 1200},
+    },
+    "ocss-uncapped": {"cpo": {"rollouts": {"max_subspace_prob": 0.9}}},
+    "ocss-keep-logit-0": {"cpo": {"keep_logit": 0.0}},
+    "multinomial-keep-logit-0": {
+        "cpo": {"keep_logit": 0.0, "rollouts": {"sampler": "multinomial"}},
+    },
     "correct": {"reward": {"kind": "correct"}},
     "five-updates": {"cpo": {"updates": 5}, "training": {"steps": 0.4}},
     "fixed-ratio": {"cpo": {"ratio": {"dynamic": False}}},
@@ -70,9 +86,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "thresholds-25-75": {"cpo": {"ratio": {"double_below": 0.25, "halve_above": 0.75}}},
     "thresholds-33-67": {"cpo": {"ratio": {"double_below": 0.33, "halve_above": 0.67}}},
 }
+#: Rows of the tables on test scenes; `variants` compares all runs on validation scenes.
+SHOWN = ("long", "multinomial", "ocss", "uniform-rollouts", "imitation", "self")
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 METHODS = (
-    "random", "uniform", "attention:0:last", "attention:0:question", "attention:2:last",
+    "score", "random", "uniform", "attention:0:last", "attention:0:question", "attention:2:last",
     "attention:2:question", "blind-oracle", "blind-oracle-in-turn", "oracle",
 )  # fmt: skip
 
@@ -91,6 +109,10 @@ def main() -> int:
     table.add_argument("--questions", type=int, default=2000)
     table.add_argument("--retention", nargs="+", type=float, default=[0.25, 0.2, 0.15, 0.1, 0.05])
     table.add_argument("--seed", type=int, default=0)
+    variants = commands.add_parser("variants")
+    variants.add_argument("--questions", type=int, default=1000)
+    variants.add_argument("--retention", nargs="+", type=float, default=[0.1, 0.05])
+    variants.add_argument("--seed", type=int, default=7)
     shares = commands.add_parser("shares")
     shares.add_argument("--run", default="ocss-0")
     shares.add_argument("--questions", type=int, default=500)
@@ -105,6 +127,8 @@ def main() -> int:
                 train_run(configuration(name, seed, args.steps))
     elif args.command == "curves":
         _curves()
+    elif args.command == "variants":
+        _variants(args)
     elif args.command == "shares":
         _shares(RUNS / args.run / "policy", args.questions)
     else:
@@ -251,21 +275,40 @@ def _measure(
 
 
 def _table(args: argparse.Namespace) -> None:
-    needs = frozenset(f"received_attention/{n}/{q}" for n in (0, 2) for q in ("last", "question"))
-    bench = Bench.load(needs)
-    policies = {
-        folder.name: PolicyMethod(load_policy(folder / "policy", base_model=bench.model))
-        for folder in finished()
-    }
-    chosen = choosers([*policies, "score", *METHODS], bench.model, policies)
-    comparison = _measure(bench, chosen, args.retention, args.split, args.seed, args.questions)
-    rows = result_rows(comparison)
+    facts = _compare(args, [run for run in finished() if _name(run.name) in SHOWN], METHODS)
     stem = RESULTS / f"cpo-{args.split}"
-    facts = {"results": rows, "questions": len(comparison.kinds), "seed": args.seed}
     stem.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
     stem.with_suffix(".md").write_text(_page(facts, args))
     _plot(facts, stem.with_suffix(".png"))
     print(_page(facts, args))
+
+
+def _variants(args: argparse.Namespace) -> None:
+    args.split = "validation"
+    facts = _compare(args, finished(), ("attention:2:question", "oracle"))
+    stem = RESULTS / "cpo-variants"
+    stem.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(_page(facts, args))
+    print(_page(facts, args))
+
+
+def _compare(
+    args: argparse.Namespace, runs: Sequence[Path], others: Sequence[str]
+) -> dict[str, Any]:
+    needs = frozenset(f"received_attention/{n}/{q}" for n in (0, 2) for q in ("last", "question"))
+    bench = Bench.load(needs)
+    policies = {
+        folder.name: PolicyMethod(load_policy(folder / "policy", base_model=bench.model))
+        for folder in runs
+    }
+    chosen = choosers([*policies, *others], bench.model, policies)
+    comparison = _measure(bench, chosen, args.retention, args.split, args.seed, args.questions)
+    rows = result_rows(comparison)
+    return {"results": rows, "questions": len(comparison.kinds), "seed": args.seed}
+
+
+def _name(run: str) -> str:
+    return run.rpartition("-")[0]
 
 
 def grouped(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
@@ -283,16 +326,20 @@ def grouped(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
 def _page(facts: dict[str, Any], args: argparse.Namespace) -> str:
     rows = facts["results"]
     by = {(row["method"], row["retention"]): row for row in rows}
+    command = "variants" if args.command == "variants" else f"table --split {args.split}"
     lines = [
         f"# CPO on the embedded task: {args.split}, {facts['questions']:,} questions",
         "",
-        f"Synthetic task; no public benchmark run. Made by `python bench/evidence.py table --split "
-        f"{args.split} --seed {args.seed} --questions {args.questions} --retention "
+        f"Synthetic task; no public benchmark run. Made by `python bench/evidence.py {command} "
+        f"--seed {args.seed} --questions {args.questions} --retention "
         f"{' '.join(map(str, args.retention))}`. Accuracy in percent over "
         f"all question types, model in bfloat16, with half of the 95% interval (bootstrap over "
         f"questions); for several training seeds the mean, and the least and greatest seed. "
         f"*ocss*, *multinomial*, *uniform-rollouts*: how the combinations of the training were "
-        f"drawn; *self*: `SelfAttentionPolicy`, OCSS. Uncompressed: {_cell(rows[0])}.",
+        f"drawn, 600 steps; *long*: multinomial, 1,200 steps, stored as the default; *imitation*: "
+        f"the same network, taught the attention of all question tokens in the third layer; "
+        f"*self*: `SelfAttentionPolicy`, multinomial, 300 steps. All settings of a run: "
+        f"`bench/evidence.py`. Uncompressed: {_cell(rows[0])}.",
         "",
         "| method | seeds | " + " | ".join(f"{r:.0%}" for r in args.retention) + " |",
         "|---" * (len(args.retention) + 2) + "|",

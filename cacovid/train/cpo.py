@@ -29,6 +29,11 @@ class CPOSettings:
         kl_weight: Weight of the divergence from the uninformed policy.
         spread_weight: Weight of the mean squared score, which holds the scale of the scores
             (*ours*: without it scores grow as long as rewards differ).
+        keep_logit: Log-odds of keeping a token whose score is 0: the loss reads
+            `sigmoid(score + keep_logit)`. 0 as published. Rollouts keep few tokens; where such
+            log-odds are far below 0, every kept token has the same say in the gradient. At 0,
+            tokens with high scores, which are nearly sure to be kept, have next to none, and
+            the noise of the others is all there is (*ours*).
     """
 
     rollouts: RolloutSettings = field(default_factory=RolloutSettings)
@@ -37,6 +42,7 @@ class CPOSettings:
     clip: tuple[float, float] = (0.2, 0.28)
     kl_weight: float = 0.0
     spread_weight: float = 0.0
+    keep_logit: float = 0.0
 
 
 class CPO:
@@ -107,9 +113,9 @@ class CPO:
         frame_scores = scores.frame if scores.frame is not None else scores.token[:0]
         old_frames = old.frame if old.frame is not None else old.token[:0]
         result = ops.cpo_loss(
-            scores.token,
+            scores.token + own.keep_logit,
             frame_scores,
-            old.token,
+            old.token + own.keep_logit,
             old_frames,
             masks,
             frame_masks,
