@@ -65,6 +65,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "self": {
         "policy": {"type": "self_attention", "settings": {"slots": None}},
+        "cpo": {"keep_logit": 0.0},
+    },
+    "self-multinomial": {
+        "policy": {"type": "self_attention", "settings": {"slots": None}},
         "cpo": {"rollouts": {"sampler": "multinomial"}},
     },
     "long": {
@@ -338,7 +342,7 @@ def _page(facts: dict[str, Any], args: argparse.Namespace) -> str:
         f"*ocss*, *multinomial*, *uniform-rollouts*: how the combinations of the training were "
         f"drawn, 600 steps; *long*: multinomial, 1,200 steps, stored as the default; *imitation*: "
         f"the same network, taught the attention of all question tokens in the third layer; "
-        f"*self*: `SelfAttentionPolicy`, multinomial, 300 steps. All settings of a run: "
+        f"*self*: `SelfAttentionPolicy`, OCSS without `keep_logit`, 300 steps. All settings: "
         f"`bench/evidence.py`. Uncompressed: {_cell(rows[0])}.",
         "",
         "| method | seeds | " + " | ".join(f"{r:.0%}" for r in args.retention) + " |",
