@@ -166,6 +166,11 @@ class Adapter(Protocol):
         ...
 
     @property
+    def hands_over_features(self) -> bool:
+        """Whether `prune` leaves it to the model to put features into its layers."""
+        ...
+
+    @property
     def reads_chunks(self) -> bool:
         """Whether `generate` may prefill what `prune` returned in chunks."""
         ...

@@ -8,6 +8,7 @@ asks for is computed beside it, from the layer's q and k.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,11 +41,12 @@ def running(model: nn.Module, hook: LayerHook | None = None) -> Iterator[LayerHo
         UnsupportedModelError: for layers with a sliding window or without separate q and k; in
             the forward, for batches, prefill in pieces, and caches of a fixed length.
     """
+    adapter = adapter_for(model)
     if hook is None:
-        with deepstack.reading(model):
+        with contextlib.nullcontext() if adapter.hands_over_features else deepstack.reading(model):
             yield None
         return
-    decoder = adapter_for(model).text_model(model)
+    decoder = adapter.text_model(model)
     if deepstack.adds_features(model):
         raise UnsupportedModelError(
             f"{type(decoder).__name__} adds vision features between its layers, at places that "
