@@ -205,28 +205,38 @@ def _curves() -> None:
     import matplotlib.pyplot as plt
 
     shown = (("reward", "mean reward of the rollouts"), ("greedy", "greedy selection, validation"))
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
-    colours: dict[str, Any] = {}
-    facts: dict[str, list[dict[str, float]]] = {}
-    for folder in finished():
-        name = folder.name.rpartition("-")[0]
-        log = facts[folder.name] = read_log(folder)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), constrained_layout=True)
+    facts = {folder.name: read_log(folder) for folder in finished()}
+    seeds: dict[str, list[list[dict[str, float]]]] = {}
+    for run, log in facts.items():
+        seeds.setdefault(_name(run), []).append(log)
+    palette = plt.get_cmap("tab20").colors
+    for number, (name, logs) in enumerate(seeds.items()):
         for axis, (key, title) in zip(axes, shown, strict=True):
-            points = [(entry["step"], entry[key]) for entry in log if key in entry]
-            if not points:
-                continue
-            x, y = zip(*points, strict=True)
-            (line,) = axis.plot(
-                x, smooth(y, 5 if key == "reward" else 1), color=colours.get(name)
-            )
-            colours.setdefault(name, line.get_color())
+            steps, low, mean, high = spread(logs, key)
+            width, colour = 5 if key == "reward" else 1, palette[number % len(palette)]
+            label = f"{name} ({len(logs)})" if len(logs) > 1 else name
+            axis.plot(steps, smooth(mean, width), color=colour, label=label)
+            if len(logs) > 1:
+                axis.fill_between(
+                    steps, smooth(low, width), smooth(high, width), color=colour, alpha=0.2, lw=0
+                )
             axis.set(xlabel="step", title=title)
-    for name, colour in colours.items():
-        axes[1].plot([], [], color=colour, label=name)
-    axes[1].legend()
+    axes[1].set_ylim(0.55, 1.0)
+    axes[1].legend(fontsize="small", title="run (training seeds: mean, least to greatest)")
     figure.savefig(RESULTS / "cpo-curves.png", dpi=110)
     (RESULTS / "cpo-curves.json").write_text(json.dumps(facts) + "\n")
     print(RESULTS / "cpo-curves.png")
+
+
+def spread(
+    logs: Sequence[Sequence[dict[str, float]]], key: str
+) -> tuple[list[float], list[float], list[float], list[float]]:
+    """The steps at which all seeds logged `key`, and its least, mean and greatest value."""
+    values = [{entry["step"]: entry[key] for entry in log if key in entry} for log in logs]
+    steps = sorted(set.intersection(*(set(one) for one in values)))
+    rows = [[one[step] for one in values] for step in steps]
+    return steps, [min(r) for r in rows], [sum(r) / len(r) for r in rows], [max(r) for r in rows]
 
 
 def smooth(values: Sequence[float], width: int) -> list[float]:
