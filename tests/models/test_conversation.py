@@ -103,16 +103,16 @@ def test_history_stands_before_the_question(qa, lab, processor, session_model):
 
 def test_sticky_keeps_the_union_within_its_budget(qa, lab, encoded):
     clip, questions = lab.clip(7, 4), (FIRST, "count red objects then")
-    talk = qa.conversation(clip, 0.2, mode="sticky", max_retention=0.3)
+    talk = qa.conversation(clip, 0.2, mode="sticky", max_retention=0.23)
     first, second = (talk.ask(question, max_new_tokens=1) for question in questions)
     fresh = [set(qa.ask(clip, q, 0.2, max_new_tokens=1).selection.keep.tolist())
              for q in questions]  # fmt: skip
     assert set(first.selection.keep.tolist()) == fresh[0]
     kept = set(second.selection.keep.tolist())
     assert fresh[1] <= kept <= fresh[0] | fresh[1]
-    # Of 36 tokens 7 of each question, 10 at most; the two questions differ in more than 3.
-    assert len(fresh[0] | fresh[1]) > 10
-    assert len(kept) == second.tokens["kept"] == 10
+    # Of 36 tokens 7 of each question, 8 at most; the two questions differ in more than one.
+    assert len(fresh[0] | fresh[1]) > 8
+    assert len(kept) == second.tokens["kept"] == 8
     assert len(encoded) == 3  # the conversation once, each question alone once
 
 
