@@ -290,20 +290,20 @@ def _measure(
 
 def _table(args: argparse.Namespace) -> None:
     facts = _compare(args, [run for run in finished() if _name(run.name) in SHOWN], METHODS)
-    stem = RESULTS / f"cpo-{args.split}"
-    stem.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(_page(facts, args))
-    _plot(facts, stem.with_suffix(".png"))
-    print(_page(facts, args))
+    _write(f"cpo-{args.split}", facts, args)
+    _plot(facts, RESULTS / f"cpo-{args.split}.png")
 
 
 def _variants(args: argparse.Namespace) -> None:
     args.split = "validation"
-    facts = _compare(args, finished(), ("attention:2:question", "oracle"))
-    stem = RESULTS / "cpo-variants"
-    stem.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(_page(facts, args))
-    print(_page(facts, args))
+    _write("cpo-variants", _compare(args, finished(), ("attention:2:question", "oracle")), args)
+
+
+def _write(name: str, facts: dict[str, Any], args: argparse.Namespace) -> None:
+    page = _page(facts, args)
+    (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (RESULTS / f"{name}.md").write_text(page)
+    print(page)
 
 
 def _compare(

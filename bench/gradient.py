@@ -95,7 +95,7 @@ def cosine(
     progress = objective.begin(prepared, seed)
     update = objective.update(Scores(token, scores.frame), progress)
     (gradient,) = torch.autograd.grad(update.loss, token)
-    wanted = torch.zeros_like(token, requires_grad=False)
+    wanted = torch.zeros(len(token))
     wanted[list(sample.evidence)] = 1.0
     wanted = wanted - wanted.mean()
     # A sample whose rollouts all fare alike gives no gradient.

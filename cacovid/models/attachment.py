@@ -11,7 +11,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,10 @@ from cacovid.models.inside import running
 from cacovid.models.prune import PrunedInputs, prepare_inputs
 from cacovid.models.registry import adapter_for
 from cacovid.models.resolve import resolve_method
+from cacovid.models.shadow import shadowed
 from cacovid.types import Grid, PerVideo
 
 _MARK = "_cacovid_attached"
-_ABSENT = object()
-
-#: Module, attribute, and what its `__dict__` held.
-_Saved: TypeAlias = tuple[nn.Module, str, Any]
 
 
 class Attachment:
@@ -112,28 +109,16 @@ def attach(
     )  # fmt: skip
     # Decoding steps, and the forward inside a pruned forward, run in the thread that pruned.
     inside = threading.local()
-    saved: list[_Saved] = []
-    try:
-        _replace(saved, model, _MARK, True)
-        if hasattr(model, "generate"):
-            wrapped = _wrap_generate(model, adapter, attachment, inside)
-            _replace(saved, model, "generate", wrapped)
-        for module in dict.fromkeys((model, inner)):
-            wrapped = _wrap_forward(model, module, adapter, attachment, inside)
-            _replace(saved, module, "forward", wrapped)
+    replacements: list[tuple[nn.Module, str, Any]] = [(model, _MARK, True)]
+    if hasattr(model, "generate"):
+        replacements.append(
+            (model, "generate", _wrap_generate(model, adapter, attachment, inside))
+        )
+    for module in dict.fromkeys((model, inner)):
+        wrapped = _wrap_forward(model, module, adapter, attachment, inside)
+        replacements.append((module, "forward", wrapped))
+    with shadowed(*replacements):
         yield attachment
-    finally:
-        for module, name, value in reversed(saved):
-            if value is _ABSENT:
-                vars(module).pop(name, None)
-            else:
-                vars(module)[name] = value
-
-
-def _replace(saved: list[_Saved], module: nn.Module, name: str, new: Any) -> None:
-    # Straight into __dict__: nn.Module.__setattr__ would look through its registries first.
-    saved.append((module, name, vars(module).get(name, _ABSENT)))
-    vars(module)[name] = new
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cacovid.models.registry import adapter_for
+from cacovid.models.shadow import shadowed
 from cacovid.types import Prompt
 
 #: `Prompt.extras` of a family with deepstack: `[levels, S, D]`, what is added to the hidden states
@@ -81,20 +82,14 @@ def reading(model: Any) -> Iterator[None]:
         embeds, *levels = rows.split(width, dim=-1)
         return args, {**kwargs, "inputs_embeds": embeds, **decoder_inputs(levels)}
 
-    handle = adapter_for(model).text_model(model).register_forward_pre_hook(split, with_kwargs=True)
     counting: Any = getattr(model, _COUNTING, None)
-    own = vars(model).get(_COUNTING)
 
     def count(input_ids: Any, inputs_embeds: Any = None) -> Any:
         return counting(input_ids, None if inputs_embeds is None else inputs_embeds[..., :width])
 
-    if counting is not None:
-        vars(model)[_COUNTING] = count
+    handle = adapter_for(model).text_model(model).register_forward_pre_hook(split, with_kwargs=True)
     try:
-        yield
+        with shadowed(*([] if counting is None else [(model, _COUNTING, count)])):
+            yield
     finally:
         handle.remove()
-        if own is not None:
-            vars(model)[_COUNTING] = own
-        elif counting is not None:
-            del vars(model)[_COUNTING]

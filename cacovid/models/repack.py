@@ -6,7 +6,7 @@ nothing is read back from the device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import get_args
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cacovid.errors import InvalidInputError
 from cacovid.models.base import EmbeddedInputs, Positions
-from cacovid.models.deepstack import widened
+from cacovid.models.deepstack import DEEPSTACK
 from cacovid.types import Selection
 
 
@@ -123,7 +123,8 @@ def rewrite(
         if selection.embeds is not None:
             video = prompt.video_index.index_select(0, selection.keep)
             embeds = embeds.index_copy(0, video, selection.embeds.to(embeds))
-        out["inputs_embeds"] = rows.lay_out(widened(replace(prompt, embeds=embeds)).embeds, 0.0)
+        parts = (embeds, *prompt.extras.get(DEEPSTACK, ()))
+        out["inputs_embeds"] = torch.cat([rows.lay_out(part, 0.0) for part in parts], dim=-1)
     return out
 
 

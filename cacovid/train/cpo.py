@@ -33,7 +33,8 @@ class CPOSettings:
             `sigmoid(score + keep_logit)`. 0 as published. Rollouts keep few tokens; where such
             log-odds are far below 0, every kept token has the same say in the gradient. At 0,
             tokens with high scores, which are nearly sure to be kept, have next to none, and
-            the noise of the others is all there is (*ours*).
+            the noise of the others is all there is (*ours*). `kl_weight` then pulls scores
+            towards `-keep_logit`, where keeping is even.
     """
 
     rollouts: RolloutSettings = field(default_factory=RolloutSettings)
