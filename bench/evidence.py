@@ -4,7 +4,7 @@ r"""Trains the embedded model's policies and compares them: the tables and curve
         --seeds 0 1 2
     python bench/evidence.py curves
     python bench/evidence.py table --split test
-    python bench/evidence.py table --split shifted
+    python bench/evidence.py table --split shifted --share 1/2
     python bench/evidence.py variants
     python bench/evidence.py shares --run ocss-0
     python bench/evidence.py letters
@@ -12,16 +12,18 @@ r"""Trains the embedded model's policies and compares them: the tables and curve
 `train` runs `cacovid train` once for each run and seed (resumable; a finished one is left alone).
 `curves` draws reward and greedy accuracy over training. `table` compares the finished policies
 with the training-free methods and the oracles on test scenes, `variants` all runs with each other
-on validation scenes; `shares` tries the policy's share of
-the budget on validation scenes; `letters` compares the two ways of answering multiple choice, by
-one forward over the letters and by generation. Each writes Markdown and JSON. Everything is of
-the synthetic task; no public benchmark is run. On two cores run two commands at a time, each with
-OMP_NUM_THREADS=1.
+on validation scenes; `shares` tries the policy's share of the budget on validation scenes. Their
+answers are kept under `runs/answers` as they come: a command that is given again goes on, and
+`--share 1/2` beside `--share 2/2` halves the work. `letters` compares the two ways of answering
+multiple choice, by one forward over the letters and by generation. Each writes Markdown and JSON.
+Everything is of the synthetic task; no public benchmark is run. On two cores run two commands at
+a time, each with OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -33,11 +35,12 @@ from typing import Any
 
 import torch
 import yaml
+from parts import Parts, Row
 
 from cacovid.commands.progress import steps_bar
 from cacovid.evaluation.answers import Answerer
 from cacovid.evaluation.choosers import Chooser, MethodChooser, choosers
-from cacovid.evaluation.compare import Comparison, Evaluator, Result
+from cacovid.evaluation.compare import Comparison, Evaluator
 from cacovid.evaluation.results import markdown, result_rows, table
 from cacovid.methods import PolicyMethod
 from cacovid.models.defaults import model_location, reading_defaults
@@ -50,6 +53,7 @@ from cacovid.train.rewards import LocalReward, RewardKind, freeze
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "runs" / "evidence"
+ANSWERS = ROOT / "runs" / "answers"
 RESULTS = ROOT / "bench" / "results"
 BASE = ROOT / "bench" / "configs" / "tiny-cross-attention.yaml"
 
@@ -92,6 +96,8 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 #: Rows of the tables on test scenes; `variants` compares all runs on validation scenes.
 SHOWN = ("long", "multinomial", "ocss", "uniform-rollouts", "imitation", "self")
+#: Of those, what is asked at every retention; the others at `--others-retention`.
+WHOLE = ("long", "self")
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 METHODS = (
     "score", "random", "uniform", "attention:0:last", "attention:0:question", "attention:2:last",
@@ -112,14 +118,20 @@ def main() -> int:
     table.add_argument("--split", default="test", choices=("test", "shifted", "validation"))
     table.add_argument("--questions", type=int, default=2000)
     table.add_argument("--retention", nargs="+", type=float, default=[0.25, 0.2, 0.15, 0.1, 0.05])
+    table.add_argument("--others-retention", nargs="+", type=float, default=[0.1, 0.05])
     table.add_argument("--seed", type=int, default=0)
     variants = commands.add_parser("variants")
     variants.add_argument("--questions", type=int, default=1000)
     variants.add_argument("--retention", nargs="+", type=float, default=[0.1, 0.05])
     variants.add_argument("--seed", type=int, default=7)
     shares = commands.add_parser("shares")
-    shares.add_argument("--run", default="ocss-0")
+    shares.add_argument("--run", default="long-0")
     shares.add_argument("--questions", type=int, default=500)
+    for command in (table, variants, shares):
+        command.add_argument(
+            "--share", type=_share, default=(0, 1), metavar="K/N",
+            help="answer every N-th video only, from the K-th; N such commands share the work",
+        )  # fmt: skip
     letters = commands.add_parser("letters")
     letters.add_argument("--questions", type=int, default=500)
     args = parser.parse_args()
@@ -134,7 +146,7 @@ def main() -> int:
     elif args.command == "variants":
         _variants(args)
     elif args.command == "shares":
-        _shares(RUNS / args.run / "policy", args.questions)
+        _shares(args)
     else:
         _table(args)
     return 0
@@ -269,23 +281,47 @@ class Bench:
         return cls(model, LocalReward(encoder, kind, free_text="forced"))
 
 
-def _measure(
-    bench: Bench, chosen: Sequence[Chooser], retentions: Sequence[float], split: str, seed: int,
-    questions: int,
-) -> Comparison:  # fmt: skip
-    samples = embedded_samples(split, seed, -(-questions // 8), 8)[:questions]
+def _measure(bench: Bench, rows: Sequence[Row], args: argparse.Namespace) -> Comparison:
+    """All rows on the same questions.
+
+    Raises:
+        SystemExit: while other commands of the same work still answer.
+    """
+    samples = embedded_samples(args.split, args.seed, -(-args.questions // 8), 8)
+    samples = samples[: args.questions]
     encoder = bench.reward.encoder
     answerer = Answerer(bench.model, encoder.processor.tokenizer)
-    evaluator = Evaluator(encoder, answerer, chosen, retentions, seed)
-    done: list[Result] = []
+
+    def make(chosen: Sequence[Chooser], retentions: Sequence[float]) -> Evaluator:
+        return Evaluator(encoder, answerer, chosen, retentions, args.seed)
+
+    weights = sha256_of(Path(model_location("tiny")))
+    parts = Parts(
+        ANSWERS / f"{args.split}-{args.seed}",
+        {"model": weights, "dtype": str(bench.model.dtype), "split": args.split, "seed": args.seed},
+    )
     with steps_bar("Answering", len(samples)) as bar:
+        found = parts.gather(
+            rows, samples, make, args.share, lambda done, left: bar.step(done, None, left)
+        )
+    if found is None:
+        raise SystemExit("this share is done; the others are not: give the command again later")
+    return found
 
-        def step(result: Result) -> None:
-            done.append(result)
-            bar.step(len(done), None)
 
-        found = evaluator.run(samples, on_result=step)
-    return Comparison.of(evaluator.conditions, [found[sample.id] for sample in samples])
+def sha256_of(folder: Path) -> str:
+    """The first digits of the hash of a folder's weights."""
+    found = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; expected K/N, e.g. 1/2")
+    return int(number) - 1, int(count)
 
 
 def _table(args: argparse.Namespace) -> None:
@@ -315,10 +351,23 @@ def _compare(
         folder.name: PolicyMethod(load_policy(folder / "policy", base_model=bench.model))
         for folder in runs
     }
-    chosen = choosers([*policies, *others], bench.model, policies)
-    comparison = _measure(bench, chosen, args.retention, args.split, args.seed, args.questions)
-    rows = result_rows(comparison)
-    return {"results": rows, "questions": len(comparison.kinds), "seed": args.seed}
+    versions = {folder.name: sha256_of(folder / "policy") for folder in runs}
+    versions["score"] = sha256_of(Path(model_location("tiny")) / "policy-score")
+    whole, few = tuple(args.retention), tuple(getattr(args, "others_retention", args.retention))
+    rows = [
+        Row(
+            chooser,
+            few if chooser.name in policies and _name(chooser.name) not in WHOLE else whole,
+            versions.get(chooser.name, ""),
+        )
+        for chooser in choosers([*policies, *others], bench.model, policies)
+    ]
+    comparison = _measure(bench, rows, args)
+    return {
+        "results": result_rows(comparison),
+        "questions": len(comparison.kinds),
+        "seed": args.seed,
+    }
 
 
 def _name(run: str) -> str:
@@ -361,7 +410,10 @@ def _page(facts: dict[str, Any], args: argparse.Namespace) -> str:
     for name, members in grouped(rows).items():
         cells = []
         for retention in args.retention:
-            own = [by[member, retention] for member in members]
+            own = [by[member, retention] for member in members if (member, retention) in by]
+            if not own:
+                cells.append("")
+                continue
             if len(own) == 1:
                 cells.append(_cell(own[0]))
                 continue
@@ -395,15 +447,22 @@ def _plot(facts: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def _shares(policy: Path, questions: int) -> None:
+def _shares(args: argparse.Namespace) -> None:
+    policy = RUNS / args.run / "policy"
     bench = Bench.load(frozenset())
     loaded = load_policy(policy, base_model=bench.model)
-    chosen = [
-        MethodChooser(PolicyMethod(loaded, policy_share=share), f"share {share}")
+    version = sha256_of(policy)
+    asked = [
+        Row(
+            MethodChooser(PolicyMethod(loaded, policy_share=share), f"share {share}"),
+            (0.25, 0.1, 0.05),
+            version,
+        )
         for share in SHARES
     ]
-    comparison = _measure(bench, chosen, [0.25, 0.1, 0.05], "validation", 21, questions)
-    rows = result_rows(comparison)
+    args.split, args.seed = "validation", 21
+    rows = result_rows(_measure(bench, asked, args))
+    questions = args.questions
     columns, cells = table(rows, [0.25, 0.1, 0.05])
     page = (
         f"# The policy's share of the budget\n\nSynthetic task, {questions} validation questions; "
