@@ -1,13 +1,14 @@
-// torch.ops.cacovid.farthest_point on the CPU: k distances per row with a running minimum.
+// torch.ops.cacovid.farthest_point on the CPU: distances with a running minimum, as few as decide.
 //
-// The choice is that of float64 distances. Most of them are never computed: float32 dot products
-// with a bound on their error bracket each row's distance to its nearest chosen row, and only rows
-// whose bracket reaches the best one are measured exactly. The dot products come in batches: the
-// rows that stand highest are likely to be chosen next, and a product with several of them reads
-// the matrix once.
+// The choice is that of float64 distances. Most of them are never computed:
+// - A row's distance to its nearest chosen row only falls as more rows are chosen. A row that is
+//   nearer than the one to be chosen next need not be measured again until that one is as near.
+// - float32 dot products with a bound on their error bracket each distance, and only rows whose
+//   bracket reaches the best one are measured exactly.
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <mutex>
 #include <numeric>
 #include <vector>
 
@@ -18,14 +19,15 @@
 namespace cacovid {
 namespace {
 
-constexpr int64_t kLargestBatch = 32;
-constexpr int64_t kSlots = 2 * kLargestBatch;  // dot products that are kept for rows not yet chosen
-constexpr double kLargestNorm = 1e36;          // beyond it float32 products may overflow
+constexpr double kLargestNorm = 1e36;  // beyond it float32 products may overflow
 constexpr int64_t kRowsPerTask = 64;
+constexpr int64_t kRowsPerScan = 2048;
+constexpr int64_t kAtOnce = 4;     // chosen rows that a row is measured from before it is looked at
+constexpr size_t kRunnersUp = 16;  // rows that are looked at first for the next choice
 
 class FarthestPoint {
  public:
-  FarthestPoint(const float* rows, int64_t count, int64_t width)
+  FarthestPoint(const float* rows, int64_t count, int64_t width, int64_t k)
       : rows_(rows),
         count_(count),
         width_(width),
@@ -34,9 +36,10 @@ class FarthestPoint {
         low_(count, std::numeric_limits<double>::infinity()),
         high_(count, std::numeric_limits<double>::infinity()),
         owner_(count, -1),
-        slot_of_(count, -1),
-        row_in_(kSlots, -1),
-        dots_(kSlots * count) {}
+        seen_(count, 0) {
+    chosen_.reserve(k);
+    packed_.reserve(k * width);
+  }
 
   // Marks the k chosen rows in taken [count].
   void run(int64_t k, std::vector<char>& taken) {
@@ -45,10 +48,9 @@ class FarthestPoint {
       taken[next] = 1;
       high_[next] = -1.0;
       low_[next] = -1.0;
-      if (step + 1 == k) break;
-      if (slot_of_[next] < 0) fill(next, k - step - 1);
-      measure(next);
-      next = best();
+      chosen_.push_back(next);
+      packed_.insert(packed_.end(), rows_ + next * width_, rows_ + (next + 1) * width_);
+      if (step + 1 < k) next = best();
     }
   }
 
@@ -80,99 +82,103 @@ class FarthestPoint {
     // What float32 loses to numbers below its range.
     underflow_ = static_cast<double>(width_) * 1e-37;
     error_ = 2.0 * dot_error(width_);
+    // What float64 loses, doubled for safety: it matters to rows that are near none but each other.
+    rounding_ = 4.0 * (static_cast<double>(width_) / 8.0 + 16.0) * 0x1p-53;
     return std::max_element(away.begin(), away.end()) - away.begin();
-  }
-
-  // Dot products of row `next`, and of those that may follow it, with all rows.
-  void fill(int64_t next, int64_t left) {
-    if (exact_alone_) return;
-    // More at a time while most of them are used.
-    batch_ = used_ * 4 >= batch_ * 3
-                 ? std::min(kLargestBatch, 2 * batch_)
-                 : (used_ * 2 < batch_ ? std::max<int64_t>(4, batch_ / 2) : batch_);
-    used_ = 0;
-    const int64_t wanted = std::min(batch_, left);
-    std::vector<int64_t> batch;
-    for (int64_t i = 0; i < count_; ++i) {
-      if (high_[i] >= 0.0 && slot_of_[i] < 0) batch.push_back(i);
-    }
-    const int64_t others = std::min<int64_t>(wanted - 1, static_cast<int64_t>(batch.size()));
-    if (others > 0) {
-      std::nth_element(
-          batch.begin(), batch.begin() + (others - 1), batch.end(),
-          [&](int64_t a, int64_t b) { return high_[a] != high_[b] ? high_[a] > high_[b] : a < b; });
-    }
-    batch.resize(others > 0 ? others : 0);
-    batch.push_back(next);
-    std::vector<const float*> rows;
-    const int64_t many = static_cast<int64_t>(batch.size());
-    // The slots stand in a circle; the oldest are taken, one after another.
-    if (oldest_ + many > kSlots) oldest_ = 0;
-    const int64_t begin = oldest_;
-    oldest_ += many;
-    for (int64_t j = 0; j < many; ++j) {
-      const int64_t before = row_in_[begin + j];
-      if (before >= 0) slot_of_[before] = -1;
-      row_in_[begin + j] = batch[j];
-      slot_of_[batch[j]] = begin + j;
-      rows.push_back(rows_ + batch[j] * width_);
-    }
-    torch::stable::parallel_for(0, count_, kRowsPerTask, [&](int64_t from, int64_t to) {
-      approximate_dots(rows_ + from * width_, to - from, rows.data(), many, width_,
-                       dots_.data() + begin * count_ + from, count_);
-    });
   }
 
   double exact(int64_t i, int64_t j) const {
     return squared_distance(rows_ + i * width_, rows_ + j * width_, width_);
   }
 
-  // Tightens every bracket by the distance to the newly chosen row.
-  void measure(int64_t chosen) {
-    ++used_;
-    const float* dots = exact_alone_ ? nullptr : dots_.data() + slot_of_[chosen] * count_;
-    torch::stable::parallel_for(0, count_, exact_alone_ ? 16 : 8192, [&](int64_t from, int64_t to) {
-      for (int64_t i = from; i < to; ++i) {
-        if (high_[i] <= 0.0) continue;  // taken, or a copy of a chosen row
-        if (exact_alone_) {
-          low_[i] = high_[i] = std::min(high_[i], exact(i, chosen));
-          continue;
-        }
-        const double about = norms_[i] + norms_[chosen] - 2.0 * static_cast<double>(dots[i]);
-        const double error = error_ * lengths_[i] * lengths_[chosen] + underflow_;
-        if (about - error >= high_[i]) continue;
-        if (about + error < low_[i]) {
-          low_[i] = std::max(about - error, 0.0);
-          high_[i] = about + error;
-          owner_[i] = chosen;
-        } else {  // too close to call
-          if (low_[i] != high_[i]) high_[i] = exact(i, owner_[i]);
-          const double other = exact(i, chosen);
-          if (other < high_[i]) high_[i] = other;
-          low_[i] = high_[i];
-        }
-      }
-    });
-    if (!exact_alone_) {
-      row_in_[slot_of_[chosen]] = -1;
-      slot_of_[chosen] = -1;
+  // Tightens a bracket by the distance to a chosen row.
+  void tighten(int64_t i, int64_t chosen, float dot) {
+    const double squares = norms_[i] + norms_[chosen];
+    const double about = squares - 2.0 * static_cast<double>(dot);
+    const double error = error_ * lengths_[i] * lengths_[chosen] + rounding_ * squares + underflow_;
+    if (about - error >= high_[i]) return;
+    if (about + error < low_[i]) {
+      low_[i] = std::max(about - error, 0.0);
+      high_[i] = about + error;
+      owner_[i] = chosen;
+    } else {  // too close to call
+      if (low_[i] != high_[i]) high_[i] = exact(i, owner_[i]);
+      high_[i] = std::min(high_[i], exact(i, chosen));
+      low_[i] = high_[i];
     }
+  }
+
+  bool up_to_date(int64_t i) const { return seen_[i] == static_cast<int64_t>(chosen_.size()); }
+
+  // Measures a row from the rows chosen since, as long as it may be as far as `floor`.
+  void measure(int64_t i, double floor) {
+    const float* row = rows_ + i * width_;
+    while (!up_to_date(i) && high_[i] >= floor) {
+      const int64_t begin = seen_[i];
+      const int64_t many = std::min(kAtOnce, static_cast<int64_t>(chosen_.size()) - begin);
+      if (exact_alone_) {
+        for (int64_t c = begin; c < begin + many; ++c) {
+          low_[i] = high_[i] = std::min(high_[i], exact(i, chosen_[c]));
+        }
+      } else {
+        float dots[kAtOnce];
+        approximate_dots(packed_.data() + begin * width_, many, &row, 1, width_, dots, kAtOnce);
+        for (int64_t c = 0; c < many; ++c) tighten(i, chosen_[begin + c], dots[c]);
+      }
+      seen_[i] = begin + many;
+    }
+  }
+
+  // Measures a row where it may be the next one, and raises `floor`, the distance that the next
+  // one has at least.
+  void look_at(int64_t i, double& floor, std::vector<int64_t>& found) {
+    if (high_[i] < floor) return;
+    measure(i, floor);
+    if (high_[i] < floor) return;
+    floor = std::max(floor, low_[i]);
+    found.push_back(i);
   }
 
   // The row whose nearest chosen row is the farthest; the lowest index of equal ones.
   int64_t best() {
-    const double floor = *std::max_element(low_.begin(), low_.end());
+    double floor = 0.0;  // below it are the rows that are taken
+    std::vector<int64_t> found;
+    for (const int64_t i : runners_up_) look_at(i, floor, found);
+    found.clear();
+    std::mutex joining;
+    const double lowest = floor;
+    torch::stable::parallel_for(0, count_, kRowsPerScan, [&](int64_t from, int64_t to) {
+      double mine = lowest;
+      std::vector<int64_t> own;
+      for (int64_t i = from; i < to; ++i) look_at(i, mine, own);
+      const std::lock_guard<std::mutex> lock(joining);
+      floor = std::max(floor, mine);
+      found.insert(found.end(), own.begin(), own.end());
+    });
+    // Whatever may be as far as `floor` is measured by now.
+    std::sort(found.begin(), found.end());
     double largest = -1.0;
-    int64_t found = 0;
-    for (int64_t i = 0; i < count_; ++i) {
+    int64_t next = 0;
+    for (const int64_t i : found) {
       if (high_[i] < floor || high_[i] < largest) continue;
       if (low_[i] != high_[i]) low_[i] = high_[i] = exact(i, owner_[i]);
       if (high_[i] > largest) {
         largest = high_[i];
-        found = i;
+        next = i;
       }
     }
-    return found;
+    keep_runners_up(found, next);
+    return next;
+  }
+
+  // The farthest rows besides the next one: they give a high floor at once.
+  void keep_runners_up(std::vector<int64_t>& found, int64_t next) {
+    std::erase(found, next);
+    const size_t many = std::min(kRunnersUp, found.size());
+    std::partial_sort(found.begin(), found.begin() + many, found.end(), [&](int64_t a, int64_t b) {
+      return high_[a] != high_[b] ? high_[a] > high_[b] : a < b;
+    });
+    runners_up_.assign(found.begin(), found.begin() + many);
   }
 
   const float* rows_;
@@ -182,14 +188,13 @@ class FarthestPoint {
   std::vector<double> lengths_;
   std::vector<double> low_;  // of the squared distance to the nearest chosen row; -1: taken
   std::vector<double> high_;
-  std::vector<int64_t> owner_;    // that nearest row, where low and high differ
-  std::vector<int64_t> slot_of_;  // where the row's dot products stand
-  std::vector<int64_t> row_in_;
-  std::vector<float> dots_;
-  int64_t oldest_ = 0;
-  int64_t batch_ = 4;
-  int64_t used_ = 0;
+  std::vector<int64_t> owner_;  // that nearest row, where low and high differ
+  std::vector<int64_t> seen_;   // chosen rows that a row was measured from, in their order
+  std::vector<int64_t> chosen_;
+  std::vector<float> packed_;  // the chosen rows
+  std::vector<int64_t> runners_up_;
   double error_ = 0.0;
+  double rounding_ = 0.0;
   double underflow_ = 0.0;
   bool exact_alone_ = false;
 };
@@ -199,7 +204,7 @@ Tensor farthest_point_cpu(const Tensor& rows, int64_t k) {
   const Tensor x = torch::stable::contiguous(rows);
   const int64_t count = x.size(0);
   std::vector<char> taken(count);
-  FarthestPoint(x.const_data_ptr<float>(), count, x.size(1)).run(k, taken);
+  FarthestPoint(x.const_data_ptr<float>(), count, x.size(1), k).run(k, taken);
   Tensor keep = torch::stable::new_empty(x, {k}, ScalarType::Long);
   int64_t* out = keep.mutable_data_ptr<int64_t>();
   for (int64_t i = 0; i < count; ++i) {

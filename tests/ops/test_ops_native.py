@@ -161,6 +161,27 @@ def test_random_rows_equal_reference(op: str, kind: str) -> None:
         assert torch.equal(function(rows, k, backend="cpu"), expected), (seed, count, width, k)
 
 
+@pytest.mark.parametrize("kind", ["normal", "clusters", "copies", "far"])
+def test_farthest_points_of_many_rows_equal_reference(kind: str) -> None:
+    # More rows than a thread scans at a time; most are never measured from most chosen rows.
+    count, width, k = 5000, 24, 400
+    if kind == "clusters":
+        generator = torch.Generator().manual_seed(0)
+        centres = torch.randn(60, width, generator=generator)
+        nearest = torch.randint(60, (count,), generator=generator)
+        rows = centres[nearest] + 1e-3 * torch.randn(count, width, generator=generator)
+    else:
+        rows = _random_rows(kind, count, width, 3)
+    expected = ops.farthest_point(rows, k, backend="reference")
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(ops.farthest_point(rows, k, backend="cpu"), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("op", ["farthest_point", "density_peaks"])
 def test_rows_that_cannot_be_chosen_from(op: str) -> None:
     function = getattr(ops, op)
