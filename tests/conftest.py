@@ -20,7 +20,8 @@ def random_qa():
     """A `VideoQA` of the embedded model's shape that has learned nothing."""
     from cacovid import VideoQA
     from cacovid.models.defaults import ReadingDefaults
-    from cacovid.models.processing import VideoProcessor, VideoSettings
+    from cacovid.models.processing import VideoProcessor
+    from cacovid.models.video_settings import VideoSettings
     from cacovid.synthetic import world
     from cacovid.synthetic.tiny.model import build_model
     from cacovid.synthetic.tiny.tokenizer import build_tokenizer

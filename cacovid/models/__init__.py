@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from cacovid.models.inside import running
     from cacovid.models.llava_onevision import LlavaOnevisionAdapter
     from cacovid.models.memory import SelectionMemory
-    from cacovid.models.processing import VideoProcessor, load_processor, write_processor
+    from cacovid.models.processing import VideoProcessor, load_processor
+    from cacovid.models.processor_files import write_processor
     from cacovid.models.prune import PrunedInputs, prune_inputs
     from cacovid.models.registry import adapter_for, register_adapter, supported_model_types
     from cacovid.models.storage import use_published_names
@@ -44,7 +45,7 @@ _MODULES = {
     "running": "inside",
     "supported_model_types": "registry",
     "use_published_names": "storage",
-    "write_processor": "processing",
+    "write_processor": "processor_files",
 }
 
 __all__ = [

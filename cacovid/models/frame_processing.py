@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from cacovid.errors import UnsupportedModelError
-from cacovid.models.processing import VideoProcessor, VideoSettings, pixel_settings
+from cacovid.models.processing import VideoProcessor
+from cacovid.models.video_settings import VideoSettings, pixel_settings
 
 _CLIP = {
     "mean": (0.48145466, 0.4578275, 0.40821073),

@@ -7,72 +7,17 @@ the same numbers as the fast (torchvision) processor.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from cacovid.errors import InvalidInputError, MissingDependencyError, UnsupportedModelError
-
-#: Files that may hold processor settings; a later one fills in what the earlier ones leave open.
-_FILES = ("processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json")
-
-#: `resample` of the JSON (Pillow's numbers) in torch's words.
-_RESAMPLE = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}
-
-
-@dataclass(frozen=True)
-class VideoSettings:
-    """What is done to a frame, as the processor's JSON says it.
-
-    Args:
-        height: Height of the model's frames in pixels.
-        width: Width of the model's frames in pixels.
-        mean: Mean per channel, of values in [0, 1].
-        std: Standard deviation per channel.
-        resample: `"bicubic"`, `"bilinear"` or `"nearest-exact"`.
-        rescale: Factor from uint8 to the range of `mean`.
-        num_image_tokens: Patches of a frame before the model's 2 x 2 pooling.
-    """
-
-    height: int
-    width: int
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    resample: str = "bicubic"
-    rescale: float = 1 / 255
-    num_image_tokens: int = 729
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """Tokens of a frame after pooling: `ceil(sqrt(num_image_tokens) / 2)^2`."""
-        return math.ceil(math.isqrt(self.num_image_tokens) / 2) ** 2
-
-    def resized(self, frames: Tensor, height: int, width: int) -> Tensor:
-        """uint8 frames `[F, 3, H, W]` in another size."""
-        if tuple(frames.shape[-2:]) == (height, width):
-            return frames
-        smooth = self.resample != "nearest-exact"
-        # In uint8, as torchvision does: torch rounds and clamps inside, with integer weights.
-        return functional.interpolate(
-            frames, size=(height, width), mode=self.resample,
-            antialias=smooth, align_corners=False if smooth else None,
-        )  # fmt: skip
-
-    def normalised(self, frames: Tensor) -> Tensor:
-        """float32 `[F, 3, H, W]` of uint8 frames: rescaled, by mean and deviation."""
-        # One step, with the rescaling inside mean and std, as the fast processor does.
-        mean = torch.tensor(self.mean) * (1.0 / self.rescale)
-        std = torch.tensor(self.std) * (1.0 / self.rescale)
-        return (frames.float() - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+from cacovid.errors import InvalidInputError, UnsupportedModelError
+from cacovid.models.processor_files import read_settings
+from cacovid.models.video_settings import VideoSettings, fixed_size_settings
 
 
 class VideoProcessor:
@@ -134,7 +79,7 @@ class VideoProcessor:
         Raises:
             UnsupportedModelError: if they ask for something that is not done here.
         """
-        return _settings(video, common)
+        return fixed_size_settings(video, common)
 
     def __call__(
         self,
@@ -298,166 +243,6 @@ def _own_processor(name: str | PathLike[str], hub: Mapping[str, Any]) -> Any:
         f"{str(name)!r} has a {kind}, whose work is not done here without torchvision; install "
         f"torchvision to use the model's own processor"
     )
-
-
-def read_settings(
-    name: str | PathLike[str], hub: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A model's settings for videos, and those of its processor as a whole.
-
-    Raises:
-        UnsupportedModelError: if there are none.
-    """
-    found = {file: _read_json(name, file, hub) for file in _FILES}
-    common = found["processor_config.json"] or {}
-    video = common.get("video_processor") or found["video_preprocessor_config.json"]
-    video = video or found["preprocessor_config.json"]
-    if not video:
-        raise UnsupportedModelError(
-            f"{str(name)!r} holds no processor settings; expected processor_config.json with a "
-            f"video_processor, or video_preprocessor_config.json"
-        )
-    # Older files name the processor beside the pixels' settings.
-    kind = common.get("processor_class") or video.get("processor_class")
-    return video, {**common, "processor_class": kind}
-
-
-def write_processor(
-    folder: str | PathLike[str],
-    tokenizer: Any,
-    *,
-    frame_size: int,
-    tokens_per_side: int,
-    mean: Sequence[float] = (0.5, 0.5, 0.5),
-    std: Sequence[float] = (0.5, 0.5, 0.5),
-    image_token: str = "<image>",
-    video_token: str = "<video>",
-) -> None:
-    """Writes tokenizer and processor settings as `AutoProcessor` and `load_processor` read them.
-
-    Transformers can write a processor only with torchvision; its file is plain data.
-
-    Args:
-        folder: The model's directory.
-        tokenizer: Knows both placeholders, has a pad token and pads on the left.
-        frame_size: Height and width of the model's frames in pixels.
-        tokens_per_side: Patches along a frame's side, before the 2 x 2 pooling.
-        mean: Mean per channel.
-        std: Standard deviation per channel.
-        image_token: Placeholder of an image.
-        video_token: Placeholder of a video.
-
-    Raises:
-        InvalidInputError: if the tokenizer does not fit.
-    """
-    _check_tokenizer(tokenizer, image_token, video_token)
-    size = {"height": frame_size, "width": frame_size}
-    common = {
-        "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True,
-        "image_mean": list(mean), "image_std": list(std), "resample": 3,
-        "rescale_factor": 1 / 255, "size": size,
-    }  # fmt: skip
-    config = {
-        "processor_class": "LlavaOnevisionProcessor",
-        "image_token": image_token,
-        "video_token": video_token,
-        "num_image_tokens": tokens_per_side**2,
-        "vision_aspect_ratio": "anyres_max_9",
-        "vision_feature_select_strategy": "full",
-        "image_processor": {
-            **common,
-            "image_processor_type": "LlavaOnevisionImageProcessor",
-            "image_grid_pinpoints": [[frame_size, frame_size]],
-            "do_pad": True,
-        },
-        "video_processor": {
-            **common,
-            "video_processor_type": "LlavaOnevisionVideoProcessor",
-            "do_sample_frames": False,
-            "return_metadata": False,
-        },
-    }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
-    text = json.dumps(config, indent=2, sort_keys=True)
-    (folder / "processor_config.json").write_text(text + "\n")
-
-
-def _check_tokenizer(tokenizer: Any, *placeholders: str) -> None:
-    if tokenizer.pad_token_id is None or tokenizer.padding_side != "left":
-        raise InvalidInputError(
-            f"the tokenizer has pad token {tokenizer.pad_token!r} and pads on the "
-            f"{tokenizer.padding_side}; generation needs a pad token and padding_side='left'"
-        )
-    for token in placeholders:
-        if tokenizer(token, add_special_tokens=False)["input_ids"] != [
-            tokenizer.convert_tokens_to_ids(token)
-        ]:
-            raise InvalidInputError(
-                f"the tokenizer cuts {token!r} into pieces; add it as a special token"
-            )
-
-
-def _settings(video: Mapping[str, Any], common: Mapping[str, Any]) -> VideoSettings:
-    size = video.get("size") or {}
-    if "height" not in size or "width" not in size:
-        raise UnsupportedModelError(
-            f"the processor resizes to {size}; expected a fixed height and width. Install "
-            f"torchvision to use the model's own processor"
-        )
-    tokens = common.get("num_image_tokens") or video.get("num_image_tokens")
-    return VideoSettings(
-        height=int(size["height"]),
-        width=int(size["width"]),
-        num_image_tokens=int(tokens or 729),
-        **pixel_settings(video),
-    )
-
-
-def pixel_settings(video: Mapping[str, Any], **defaults: tuple[float, ...]) -> dict[str, Any]:
-    """`mean`, `std`, `resample` and `rescale` of a processor's JSON.
-
-    Args:
-        video: The JSON.
-        **defaults: `mean` and `std` of the family, where the JSON says nothing.
-
-    Raises:
-        UnsupportedModelError: for settings that are not done here.
-    """
-    resample = int(video.get("resample", 3))
-    wanted = all(video.get(name, True) for name in ("do_resize", "do_rescale", "do_normalize"))
-    if resample not in _RESAMPLE or not wanted:
-        raise UnsupportedModelError(
-            f"the processor's settings (resample={resample}, steps left out: {not wanted}) are not "
-            f"done here. Install torchvision to use the model's own processor"
-        )
-    half = (0.5, 0.5, 0.5)
-    return {
-        "mean": tuple(video.get("image_mean") or defaults.get("mean", half)),
-        "std": tuple(video.get("image_std") or defaults.get("std", half)),
-        "resample": _RESAMPLE[resample],
-        "rescale": float(video.get("rescale_factor", 1 / 255)),
-    }
-
-
-def _read_json(
-    name: str | PathLike[str], file: str, hub: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    path = Path(name) / file
-    if not Path(name).is_dir():
-        try:
-            from huggingface_hub import hf_hub_download
-            from huggingface_hub.errors import EntryNotFoundError
-        except ImportError as error:
-            raise MissingDependencyError(
-                f"{str(name)!r} is no directory, and huggingface_hub is not installed"
-            ) from error
-        try:
-            path = Path(hf_hub_download(str(name), file, **hub))
-        except EntryNotFoundError:
-            return None
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def _as_list(videos: Any) -> list[Any]:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from cacovid.errors import InvalidInputError
-from cacovid.models.processing import VideoProcessor, VideoSettings, pixel_settings
+from cacovid.models.processing import VideoProcessor
+from cacovid.models.video_settings import VideoSettings, pixel_settings
 
 _START, _END = "<|vision_start|>", "<|vision_end|>"
 _VIDEO, _IMAGE = "<|video_pad|>", "<|image_pad|>"

@@ -86,7 +86,8 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def processor(tokenizer):
-    from cacovid.models.processing import VideoProcessor, VideoSettings
+    from cacovid.models.processing import VideoProcessor
+    from cacovid.models.video_settings import VideoSettings
 
     settings = VideoSettings(height=FRAME, width=FRAME, num_image_tokens=(FRAME // PATCH) ** 2)
     return VideoProcessor(tokenizer, settings)

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from cacovid.errors import InvalidInputError, UnsupportedModelError
-from cacovid.models.processing import VideoProcessor, VideoSettings, load_processor, write_processor
+from cacovid.models.processing import VideoProcessor, load_processor
+from cacovid.models.processor_files import write_processor
+from cacovid.models.video_settings import VideoSettings
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ def model(tokenizer):
 
 @pytest.fixture(scope="session")
 def processor(tokenizer):
-    from cacovid.models.processing import VideoProcessor, VideoSettings
+    from cacovid.models.processing import VideoProcessor
+    from cacovid.models.video_settings import VideoSettings
 
     settings = VideoSettings(height=144, width=144, num_image_tokens=144)
     return VideoProcessor(tokenizer, settings)

@@ -179,7 +179,8 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 torch.set_num_threads(1)
 from cacovid import CrossAttentionConfig, CrossAttentionPolicy
-from cacovid.models.processing import VideoProcessor, VideoSettings
+from cacovid.models.processing import VideoProcessor
+from cacovid.models.video_settings import VideoSettings
 from cacovid.synthetic.tiny.model import build_model
 from cacovid.synthetic.tiny.tokenizer import build_tokenizer
 from cacovid.train.cpo import CPO, CPOSettings
