@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar, Self
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cacovid.errors import InvalidInputError, UnsupportedModelError, WrongBaseModelError
+from cacovid.policies import exchanged_roles
 from cacovid.policies.config import PolicyConfig
 from cacovid.policies.float8 import require_float8
 from cacovid.policies.folded_layer import (
@@ -129,13 +130,18 @@ class SelfAttentionPolicy(StoredPolicy):
         self._in_float8 = False
 
     @classmethod
-    def from_language_model(cls, model: Any, **settings: Any) -> Self:
+    def from_language_model(
+        cls, model: Any, *, exchange_roles: bool = False, **settings: Any
+    ) -> Self:
         """A policy whose decoder layer starts as layer 0 of a model's language model.
 
         Args:
             model: A Hugging Face model with a decoder like those of Qwen2, Qwen2.5-VL, Qwen3 or
                 Qwen3-VL (`self_attn` with biases on queries, keys and values or with norms of
                 queries and keys; `mlp` with a gate; M-RoPE or one axis of positions).
+            exchange_roles: Whether queries and keys trade places (`cacovid.policies.
+                exchanged_roles`), so that video tokens attend to the words that ask for them from
+                the start. Not published; the policy has as many key heads as query heads then.
             **settings: Further settings of `SelfAttentionConfig` (`base_model`, `policy_share`).
 
         Raises:
@@ -182,6 +188,10 @@ class SelfAttentionPolicy(StoredPolicy):
             with torch.device("meta"):
                 own = _DecoderLayer(config).state_dict()
             if set(given) == set(own) and all(given[k].shape == own[k].shape for k in own):
+                if exchange_roles:
+                    heads = config.num_attention_heads
+                    given = exchanged_roles.exchange_roles(given, heads, config.num_key_value_heads)
+                    config = replace(config, num_key_value_heads=heads)
                 policy = cls(config)
                 policy.layers[0].load_state_dict(given)
                 return policy

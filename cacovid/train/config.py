@@ -30,12 +30,15 @@ class PolicySection:
         type: `"cross_attention"`, `"self_attention"` or `"surprise"`.
         settings: Settings of the policy's configuration; the hidden size is the model's.
         from_language_model: For `self_attention`: start as layer 0 of the language model.
+        exchange_roles: For that start: with the layer's queries and keys exchanged, so that video
+            tokens attend to the words that ask for them (`cacovid.policies.exchanged_roles`).
         start: Directory or Hub id of a policy to go on from, in place of all the above.
     """
 
     type: str = "cross_attention"
     settings: dict[str, Any] = field(default_factory=dict)
     from_language_model: bool = True
+    exchange_roles: bool = False
     start: str | None = None
 
 

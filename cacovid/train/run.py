@@ -301,7 +301,9 @@ def make_policy(section: PolicySection, model: Any, name: str) -> StoredPolicy:
             return CrossAttentionPolicy(CrossAttentionConfig(hidden_size=width, **settings))
         if section.type == "self_attention":
             if section.from_language_model:
-                return SelfAttentionPolicy.from_language_model(model, **settings)
+                return SelfAttentionPolicy.from_language_model(
+                    model, exchange_roles=section.exchange_roles, **settings
+                )
             return SelfAttentionPolicy(SelfAttentionConfig(**settings))
         if section.type == "surprise":
             width = model.config.get_text_config().hidden_size

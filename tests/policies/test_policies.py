@@ -306,6 +306,61 @@ def test_a_layer_starts_as_the_language_models_own():
         SelfAttentionPolicy.from_language_model(model)
 
 
+@pytest.mark.parametrize("name", ["qwen2", "qwen2_5_vl", "qwen3_vl"])
+def test_a_layer_starts_with_exchanged_roles(name):
+    """A token attends to another as the other attends to it in the language model's layer."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from cacovid.policies.self_attention import _rotation
+    from tests.models import families
+
+    if name == "qwen2":
+        config = Qwen2Config(
+            vocab_size=20, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+            num_attention_heads=4, num_key_value_heads=2,
+        )  # fmt: skip
+        model = Qwen2ForCausalLM(config)
+    else:
+        model = getattr(families, name)(families.make_tokenizer())
+    for parameter in model.parameters():  # biases and norms start at 0 and 1
+        torch.nn.init.normal_(parameter, std=0.3)
+    plain = SelfAttentionPolicy.from_language_model(model)
+    policy = SelfAttentionPolicy.from_language_model(model, exchange_roles=True)
+    own, given = policy.config, plain.config
+    assert own.num_key_value_heads == own.num_attention_heads == given.num_attention_heads
+    assert given.num_key_value_heads < given.num_attention_heads
+
+    hidden = torch.randn(7, own.hidden_size)
+    positions = torch.arange(7) * 3
+    if own.mrope_section is not None:
+        positions = torch.stack((positions, positions + 1, 2 * positions))
+
+    def logits_and_values(one):
+        cosine, sine = _rotation(positions, one.config, hidden.dtype)
+        kept = {}
+        attention = one.layers[0].self_attn
+
+        def watch(q, k, v, **_):
+            groups = q.shape[-3] // k.shape[-3]
+            kept["logits"] = q @ k.repeat_interleave(groups, -3).transpose(-1, -2)
+            kept["values"] = v.repeat_interleave(groups, -3)
+            return torch.zeros_like(q)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("cacovid.policies.self_attention.F.scaled_dot_product_attention", watch)
+            attention(hidden, (cosine, sine))
+        return kept["logits"], kept["values"]
+
+    with torch.no_grad():
+        logits, values = logits_and_values(plain)
+        exchanged, same_values = logits_and_values(policy)
+    torch.testing.assert_close(exchanged, logits.transpose(-1, -2), rtol=1e-4, atol=1e-4)
+    assert torch.equal(same_values, values)
+    for name, value in plain.layers[0].state_dict().items():
+        if "self_attn.o_proj" in name or "mlp" in name or "layernorm" in name:
+            assert torch.equal(policy.layers[0].state_dict()[name], value)
+
+
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_a_layer_starts_as_that_of_a_model_with_three_axes(name, tmp_path):
     """Weights, M-RoPE, biases or norms of heads: the layer gives the model's own rows."""
