@@ -227,29 +227,41 @@ def read_log(folder: Path) -> list[dict[str, float]]:
 def _curves() -> None:
     import matplotlib.pyplot as plt
 
-    shown = (("reward", "mean reward of the rollouts"), ("greedy", "greedy selection, validation"))
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), constrained_layout=True)
     facts = {folder.name: read_log(folder) for folder in finished()}
     seeds: dict[str, list[list[dict[str, float]]]] = {}
     for run, log in facts.items():
         seeds.setdefault(_name(run), []).append(log)
-    palette = plt.get_cmap("tab20").colors
-    for number, (name, logs) in enumerate(seeds.items()):
-        for axis, (key, title) in zip(axes, shown, strict=True):
-            steps, low, mean, high = spread(logs, key)
-            width, colour = 5 if key == "reward" else 1, palette[number % len(palette)]
-            label = f"{name} ({len(logs)})" if len(logs) > 1 else name
-            axis.plot(steps, smooth(mean, width), color=colour, label=label)
-            if len(logs) > 1:
-                axis.fill_between(
-                    steps, smooth(low, width), smooth(high, width), color=colour, alpha=0.2, lw=0
-                )
-            axis.set(xlabel="step", title=title)
-    axes[1].set_ylim(0.55, 1.0)
-    axes[1].legend(fontsize="small", title="run (training seeds: mean, least to greatest)")
-    figure.savefig(RESULTS / "cpo-curves.png", dpi=110)
+    others = [name for name in seeds if name not in SHOWN]
+    panels = (
+        ("samplers and policies", SHOWN, 0.55),
+        ("settings", ("multinomial", "ocss", *others), 0.8),
+    )
+    figure, axes = plt.subplots(2, 2, figsize=(13, 9), constrained_layout=True)
+    for row, (title, names, least) in zip(axes, panels, strict=True):
+        for number, name in enumerate(name for name in names if name in seeds):
+            _draw_run(row, name, seeds[name], plt.get_cmap("tab20").colors[number])
+        row[0].set(xlabel="step", title=f"{title}: mean reward of the rollouts")
+        row[1].set(xlabel="step", title="greedy selection at 10%, validation", ylim=(least, 1.0))
+        row[1].legend(
+            bbox_to_anchor=(1.01, 1), loc="upper left", fontsize="small",
+            title="run (seeds: mean, least to greatest)",
+        )  # fmt: skip
+    figure.savefig(RESULTS / "cpo-curves.png", dpi=100)
     (RESULTS / "cpo-curves.json").write_text(json.dumps(facts) + "\n")
     print(RESULTS / "cpo-curves.png")
+
+
+def _draw_run(
+    axes: Sequence[Any], name: str, logs: Sequence[Sequence[dict[str, float]]], colour: Any
+) -> None:
+    label = f"{name} ({len(logs)})" if len(logs) > 1 else name
+    for axis, key, width in zip(axes, ("reward", "greedy"), (5, 1), strict=True):
+        steps, low, mean, high = spread(logs, key)
+        axis.plot(steps, smooth(mean, width), color=colour, label=label)
+        if len(logs) > 1:
+            axis.fill_between(
+                steps, smooth(low, width), smooth(high, width), color=colour, alpha=0.2, lw=0
+            )
 
 
 def spread(
