@@ -6,7 +6,7 @@ r"""Trains the embedded model's policies and compares them: the tables and curve
     python bench/evidence.py table --split test
     python bench/evidence.py table --split shifted --share 1/2
     python bench/evidence.py variants
-    python bench/evidence.py shares --run ocss-0
+    python bench/evidence.py shares --run long-0
     python bench/evidence.py letters
 
 `train` runs `cacovid train` once for each run and seed (resumable; a finished one is left alone).
@@ -426,7 +426,8 @@ def _page(facts: dict[str, Any], args: argparse.Namespace) -> str:
         f"the same network, taught the attention of all question tokens in the third layer; "
         f"*self*: `SelfAttentionPolicy` that starts with exchanged roles, multinomial, 600 steps; "
         f"*self-as-published*: as the layer stands, OCSS without `keep_logit`, 300 steps. All "
-        f"settings: `bench/evidence.py`. Uncompressed: {_cell(rows[0])}.",
+        f"settings: `bench/evidence.py`; an empty cell was not asked for. Uncompressed: "
+        f"{_cell(rows[0])}.",
         "",
         "| method | seeds | " + " | ".join(f"{r:.0%}" for r in args.retention) + " |",
         "|---" * (len(args.retention) + 2) + "|",

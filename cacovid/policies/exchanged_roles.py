@@ -19,13 +19,15 @@ def exchange_roles(
     word's was for the video token.
 
     Args:
-        weights: The layer's, with the tensor names of Qwen2 or Qwen3.
+        weights: The layer's, with the tensor names of Qwen2 or Qwen3: queries `[heads * width,
+            D]`, keys and values `[key_value_heads * width, D]`, their biases, norms `[width]`.
         heads: Query heads.
         key_value_heads: Key and value heads, of which each serves `heads / key_value_heads` query
             heads. The result has as many as query heads: every head has a key of its own now.
 
     Returns:
-        New tensors where they differ from the given ones.
+        As given, but queries, keys and values `[heads * width, D]`; any dtype, none is changed in
+        place.
     """
     out = dict(weights)
     for kind in ("weight", "bias"):

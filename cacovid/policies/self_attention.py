@@ -139,9 +139,9 @@ class SelfAttentionPolicy(StoredPolicy):
             model: A Hugging Face model with a decoder like those of Qwen2, Qwen2.5-VL, Qwen3 or
                 Qwen3-VL (`self_attn` with biases on queries, keys and values or with norms of
                 queries and keys; `mlp` with a gate; M-RoPE or one axis of positions).
-            exchange_roles: Whether queries and keys trade places (`cacovid.policies.
-                exchanged_roles`), so that video tokens attend to the words that ask for them from
-                the start. Not published; the policy has as many key heads as query heads then.
+            exchange_roles: Whether queries and keys trade places, so that video tokens attend to
+                the words that ask for them from the start (`cacovid.policies.exchanged_roles`).
+                Not published; the policy has as many key heads as query heads then.
             **settings: Further settings of `SelfAttentionConfig` (`base_model`, `policy_share`).
 
         Raises:

@@ -41,6 +41,15 @@ class PolicySection:
     exchange_roles: bool = False
     start: str | None = None
 
+    def __post_init__(self) -> None:
+        starts = self.type == "self_attention" and self.from_language_model and self.start is None
+        if self.exchange_roles and not starts:
+            raise InvalidInputError(
+                f"policy.exchange_roles is for a self_attention policy that starts as the language "
+                f"model's layer; got type {self.type!r}, from_language_model "
+                f"{self.from_language_model} and start {self.start!r}. Leave it out"
+            )
+
 
 @dataclass(frozen=True)
 class DataSection:

@@ -82,7 +82,7 @@ class FarthestPoint {
     // What float32 loses to numbers below its range.
     underflow_ = static_cast<double>(width_) * 1e-37;
     error_ = 2.0 * dot_error(width_);
-    // What float64 loses, doubled for safety: it matters to rows that are near none but each other.
+    // What float64 loses, doubled for safety: the most where one row is far shorter than another.
     rounding_ = 4.0 * (static_cast<double>(width_) / 8.0 + 16.0) * 0x1p-53;
     return std::max_element(away.begin(), away.end()) - away.begin();
   }
