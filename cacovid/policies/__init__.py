@@ -5,7 +5,8 @@ Every policy is called as `policy(prompt) -> Scores`, trained by `cacovid.train`
 """
 
 from cacovid.policies.cross_attention import CrossAttentionConfig, CrossAttentionPolicy
-from cacovid.policies.self_attention import SelfAttentionConfig, SelfAttentionPolicy
+from cacovid.policies.self_attention import SelfAttentionPolicy
+from cacovid.policies.self_attention_config import SelfAttentionConfig
 from cacovid.policies.storage import StoredPolicy, load_policy
 from cacovid.policies.surprise import SurpriseConfig, SurprisePolicy
 

@@ -25,12 +25,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cacovid.policies import float8
+from cacovid.policies import decoder_layer, float8
 from cacovid.policies.float8 import Float8Weight
 from cacovid.types import Grid, Prompt, Scores
 
 if TYPE_CHECKING:
-    from cacovid.policies.self_attention import SelfAttentionConfig, SelfAttentionPolicy
+    from cacovid.policies.self_attention import SelfAttentionPolicy
+    from cacovid.policies.self_attention_config import SelfAttentionConfig
 
 #: Rows that go through the MLP at a time on the CPU: few enough that their 2*I values come from a
 #: cache or memory that is mapped already, enough that the weights' traffic does not count.
@@ -138,7 +139,7 @@ def is_foldable(policy: SelfAttentionPolicy) -> bool:
     for name, module in policy.named_modules():
         if not name:
             continue
-        own = type(module) in kinds or type(module).__module__ == type(policy).__module__
+        own = type(module) in kinds or type(module).__module__ == decoder_layer.__name__
         if not own or module._forward_hooks or module._forward_pre_hooks:
             return False
     return all(type(weight) is nn.Parameter for weight in policy.parameters())

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from cacovid.errors import InvalidInputError
 from cacovid.policies.remote_safetensors import CheckpointFiles
-from cacovid.policies.self_attention import SelfAttentionConfig, SelfAttentionPolicy
+from cacovid.policies.self_attention import SelfAttentionPolicy
+from cacovid.policies.self_attention_config import SelfAttentionConfig
 from cacovid.policies.storage import load_policy
 from cacovid.types import Grid, Prompt
 

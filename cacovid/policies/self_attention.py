@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cacovid.errors import InvalidInputError, UnsupportedModelError, WrongBaseModelError
+from cacovid.errors import UnsupportedModelError, WrongBaseModelError
 from cacovid.policies import exchanged_roles
 from cacovid.policies.config import PolicyConfig
+from cacovid.policies.decoder_layer import DecoderLayer, full_rotation, half_rotation
 from cacovid.policies.float8 import require_float8
 from cacovid.policies.folded_layer import (
     FoldCache,
@@ -21,81 +21,9 @@ from cacovid.policies.folded_layer import (
     is_foldable,
     rows_of,
 )
+from cacovid.policies.self_attention_config import SelfAttentionConfig
 from cacovid.policies.storage import StoredPolicy
 from cacovid.types import Prompt, Scores
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelfAttentionConfig(PolicyConfig):
-    """Shape of a `SelfAttentionPolicy`: that of a decoder layer of its base model.
-
-    Args:
-        hidden_size: `D`.
-        num_attention_heads: Query heads.
-        num_key_value_heads: Key and value heads.
-        intermediate_size: Width of the layer's MLP.
-        rope_theta: Base of the rotary embedding.
-        rms_norm_eps: Epsilon of the norms.
-        head_size: Width of a head; None: `hidden_size / num_attention_heads`.
-        qkv_bias: Whether queries, keys and values have biases (Qwen2, Qwen2.5-VL).
-        qk_norm: Whether every head's queries and keys are normalised (Qwen3, Qwen3-VL).
-        mrope_section: How many of a head's pairs are turned by time, height and width
-            (M-RoPE); None: all by one axis of positions.
-        mrope_interleaved: Whether the axes take turns along a head's pairs (Qwen3-VL) instead of
-            standing one after another (Qwen2.5-VL).
-    """
-
-    hidden_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    intermediate_size: int
-    rope_theta: float = 1_000_000.0
-    rms_norm_eps: float = 1e-6
-    head_size: int | None = None
-    qkv_bias: bool = True
-    qk_norm: bool = False
-    mrope_section: tuple[int, ...] | None = None
-    mrope_interleaved: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mrope_section is not None:  # JSON has lists
-            object.__setattr__(self, "mrope_section", tuple(self.mrope_section))
-        self.require_positive(
-            "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size"
-        )
-        self.require_above_zero("rope_theta", "rms_norm_eps")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise InvalidInputError(
-                f"num_attention_heads is {self.num_attention_heads} and num_key_value_heads "
-                f"{self.num_key_value_heads}; expected a multiple"
-            )
-        if self.hidden_size % 16 or self.hidden_size < 16:
-            raise InvalidInputError(
-                f"hidden_size is {self.hidden_size}; expected a multiple of 16: the heads narrow "
-                f"it to a sixteenth"
-            )
-        if self.head_size is None and self.hidden_size % self.num_attention_heads:
-            raise InvalidInputError(
-                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads "
-                f"{self.num_attention_heads}; give head_size"
-            )
-        if self.head_width % 2:
-            raise InvalidInputError(
-                f"a head is {self.head_width} wide; expected an even width: the rotary embedding "
-                f"turns pairs"
-            )
-        section = self.mrope_section
-        if section is not None and (len(section) != 3 or 2 * sum(section) != self.head_width):
-            raise InvalidInputError(
-                f"mrope_section is {section}; expected the pairs of time, height and width, "
-                f"{self.head_width // 2} in all"
-            )
-
-    @property
-    def head_width(self) -> int:
-        """Width of a head."""
-        return self.head_size or self.hidden_size // self.num_attention_heads
 
 
 class SelfAttentionPolicy(StoredPolicy):
@@ -122,7 +50,7 @@ class SelfAttentionPolicy(StoredPolicy):
     def __init__(self, config: SelfAttentionConfig) -> None:
         super().__init__()
         self.config = config
-        self.layers = nn.ModuleList([_DecoderLayer(config)])
+        self.layers = nn.ModuleList([DecoderLayer(config)])
         self.layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.token_compress = _narrowing(config.hidden_size)
         self.frame_compress = _narrowing(config.hidden_size)
@@ -186,7 +114,7 @@ class SelfAttentionPolicy(StoredPolicy):
                 **settings,
             )
             with torch.device("meta"):
-                own = _DecoderLayer(config).state_dict()
+                own = DecoderLayer(config).state_dict()
             if set(given) == set(own) and all(given[k].shape == own[k].shape for k in own):
                 if exchange_roles:
                     heads = config.num_attention_heads
@@ -223,7 +151,7 @@ class SelfAttentionPolicy(StoredPolicy):
             return self.plain(prompt)
         self._check(prompt)
         weights = self.fold()
-        rotation = _half_rotation(prompt.position_ids, self.config, weights.qkv_bias.dtype)
+        rotation = half_rotation(prompt.position_ids, self.config, weights.qkv_bias.dtype)
         return folded_scores(weights, self.config, prompt, rows, rotation)
 
     def plain(self, prompt: Prompt) -> Scores:
@@ -231,7 +159,7 @@ class SelfAttentionPolicy(StoredPolicy):
         self._check(prompt)
         c = self.config
         hidden = prompt.embeds.to(self.layernorm.weight.dtype)
-        rotation = _rotation(prompt.position_ids, c, hidden.dtype)
+        rotation = full_rotation(prompt.position_ids, c, hidden.dtype)
         offsets = prompt.prompt_offsets or (0, hidden.shape[0])
         rows = torch.cat(
             [
@@ -336,60 +264,6 @@ class SelfAttentionPolicy(StoredPolicy):
         require_float8(weight.device, weight.dtype, widths)
 
 
-class _DecoderLayer(nn.Module):
-    """Pre-norm attention and gated MLP, with the tensor names of Qwen2."""
-
-    def __init__(self, config: SelfAttentionConfig) -> None:
-        super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.self_attn = _Attention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = _GatedMlp(config)
-
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotation)
-        return x + self.mlp(self.post_attention_layernorm(x))
-
-
-class _Attention(nn.Module):
-    def __init__(self, config: SelfAttentionConfig) -> None:
-        super().__init__()
-        d, width, bias = config.hidden_size, config.head_width, config.qkv_bias
-        self.width = width
-        self.q_proj = nn.Linear(d, config.num_attention_heads * width, bias)
-        self.k_proj = nn.Linear(d, config.num_key_value_heads * width, bias)
-        self.v_proj = nn.Linear(d, config.num_key_value_heads * width, bias)
-        self.o_proj = nn.Linear(config.num_attention_heads * width, d, bias=False)
-        eps = config.rms_norm_eps
-        self.q_norm = nn.RMSNorm(width, eps=eps) if config.qk_norm else None
-        self.k_norm = nn.RMSNorm(width, eps=eps) if config.qk_norm else None
-
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        def split(projected: Tensor) -> Tensor:
-            return projected.unflatten(1, (-1, self.width)).transpose(0, 1)[None]
-
-        query, key = split(self.q_proj(x)), split(self.k_proj(x))
-        if self.q_norm is not None and self.k_norm is not None:
-            query, key = self.q_norm(query), self.k_norm(key)
-        query, key = _rotate(query, rotation), _rotate(key, rotation)
-        value = split(self.v_proj(x))
-        mixed = F.scaled_dot_product_attention(
-            query, key, value, enable_gqa=key.shape[1] != query.shape[1]
-        )
-        return self.o_proj(mixed[0].transpose(0, 1).flatten(1))
-
-
-class _GatedMlp(nn.Module):
-    def __init__(self, config: SelfAttentionConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
 def _narrowing(width: int) -> nn.Sequential:
     """Linear D -> D/2 -> D/4 -> D/8 -> D/16 -> 2 with SiLU between."""
     widths = [width, width // 2, width // 4, width // 8, width // 16, 2]
@@ -397,59 +271,6 @@ def _narrowing(width: int) -> nn.Sequential:
     for before, after in pairwise(widths):
         modules += [nn.Linear(before, after), nn.SiLU()]
     return nn.Sequential(*modules[:-1])
-
-
-def _rotation(
-    position_ids: Tensor, config: SelfAttentionConfig, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Cosines and sines `[S, width]` of the rotary embedding, computed in float64."""
-    cosine, sine = _half_rotation(position_ids, config, dtype)
-    return torch.cat((cosine, cosine), dim=1), torch.cat((sine, sine), dim=1)
-
-
-def _half_rotation(
-    position_ids: Tensor, config: SelfAttentionConfig, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Its cosines and sines `[S, width/2]`: both halves of a head turn by the same angles."""
-    half = config.head_width // 2
-    pairs = torch.arange(half, device=position_ids.device)
-    if position_ids.dim() == 2 and config.mrope_section is not None:
-        places = position_ids.index_select(0, _axis_of(pairs, config)).T
-    else:
-        places = _one_axis(position_ids)[:, None]
-    angles = places.double() * config.rope_theta ** -(pairs.double() / half)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def _axis_of(pairs: Tensor, config: SelfAttentionConfig) -> Tensor:
-    """The axis (0 time, 1 height, 2 width) whose positions turn each pair of a head.
-
-    Computed on the device, so that a CUDA graph may hold it.
-    """
-    assert config.mrope_section is not None
-    time, height, width = config.mrope_section
-    if not config.mrope_interleaved:
-        return (pairs >= time).long() + (pairs >= time + height).long()
-    # Time, height and width take turns; where height or width has had its share, time stands in.
-    high = (pairs % 3 == 1) & (pairs < 3 * height)
-    wide = (pairs % 3 == 2) & (pairs < 3 * width)
-    return high.long() + 2 * wide.long()
-
-
-def _one_axis(position_ids: Tensor) -> Tensor:
-    if position_ids.dim() == 1:
-        return position_ids
-    if not bool((position_ids == position_ids[:1]).all()):
-        raise InvalidInputError(
-            f"position_ids {tuple(position_ids.shape)} differ between axes; this policy has a "
-            f"rotary embedding of one axis. Use a policy of a base model with one axis"
-        )
-    return position_ids[0]
-
-
-def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return x * rotation[0] + torch.cat((-second, first), dim=-1) * rotation[1]
 
 
 def _keep_minus_drop(logits: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cacovid import CompressionSession, Grid, Prompt, SelfAttentionConfig, SelfAttentionPolicy
 from cacovid.errors import InvalidInputError
-from cacovid.policies import float8, folded_layer, self_attention
+from cacovid.policies import decoder_layer, float8, folded_layer
 from cacovid.policies.folded_layer import folded_scores, rows_of
 from cacovid.session.recording import Recording
 from cacovid.testing.budgets import assert_within_budget
@@ -363,7 +363,7 @@ def test_the_layer_in_eight_bits(pack):
     policy, prompt = policy_of(spread=0.15).bfloat16(), pack_of(pack, torch.bfloat16)
     weights = folded_layer.fold(policy, True)
     assert isinstance(weights.gate_up, float8.Float8Weight)
-    rotation = self_attention._half_rotation(prompt.position_ids, policy.config, torch.bfloat16)
+    rotation = decoder_layer.half_rotation(prompt.position_ids, policy.config, torch.bfloat16)
     rows = rows_of(prompt)
     got = folded_scores(weights, policy.config, prompt, rows, rotation)
     # The same layer with the weights that 8 bits hold: what is left is the activations' rounding.

@@ -16,7 +16,7 @@ from cacovid import (
     load_policy,
 )
 from cacovid.errors import InvalidInputError, UnsupportedModelError, WrongBaseModelError
-from cacovid.policies.self_attention import _rotation
+from cacovid.policies.decoder_layer import full_rotation
 from cacovid.train.packing import pack_prompts, split_scores
 
 GRIDS = [(3, 2, 3), (1, 4, 4), (4, 1, 2)]
@@ -311,7 +311,6 @@ def test_a_layer_starts_with_exchanged_roles(name):
     """A token attends to another as the other attends to it in the language model's layer."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from cacovid.policies.self_attention import _rotation
     from tests.models import families
 
     if name == "qwen2":
@@ -336,7 +335,7 @@ def test_a_layer_starts_with_exchanged_roles(name):
         positions = torch.stack((positions, positions + 1, 2 * positions))
 
     def logits_and_values(one):
-        cosine, sine = _rotation(positions, one.config, hidden.dtype)
+        cosine, sine = full_rotation(positions, one.config, hidden.dtype)
         kept = {}
         attention = one.layers[0].self_attn
 
@@ -347,7 +346,7 @@ def test_a_layer_starts_with_exchanged_roles(name):
             return torch.zeros_like(q)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cacovid.policies.self_attention.F.scaled_dot_product_attention", watch)
+            patch.setattr("cacovid.policies.decoder_layer.F.scaled_dot_product_attention", watch)
             attention(hidden, (cosine, sine))
         return kept["logits"], kept["values"]
 
@@ -383,18 +382,19 @@ def test_a_layer_starts_as_that_of_a_model_with_three_axes(name, tmp_path):
             embeds[None], attention_mask=torch.zeros(1, 1, 9, 9), position_embeddings=rotation
         )
         rows = rows[0] if isinstance(rows, tuple) else rows
-        cosine, sine = _rotation(positions, config, torch.float32)
+        cosine, sine = full_rotation(positions, config, torch.float32)
         ours = policy.layers[0](embeds, (cosine, sine))
     torch.testing.assert_close(ours, rows.view(9, 32), rtol=1e-5, atol=1e-5)
     # An axis matters, and what is stored is the same policy.
-    turned = _rotation(positions[[0, 2, 1]], config, torch.float32)
+    turned = full_rotation(positions[[0, 2, 1]], config, torch.float32)
     assert not torch.allclose(turned[0], cosine)
     policy.save_pretrained(tmp_path)
     stored = load_policy(tmp_path)
     assert stored.config == config
     # One axis of positions counts for all.
-    same = _rotation(positions[0], config, torch.float32)
-    assert torch.equal(same[0], _rotation(positions[:1].expand(3, -1), config, torch.float32)[0])
+    same = full_rotation(positions[0], config, torch.float32)
+    thrice = full_rotation(positions[:1].expand(3, -1), config, torch.float32)
+    assert torch.equal(same[0], thrice[0])
 
 
 def test_axes_that_do_not_fit_the_head_are_refused():
