@@ -103,12 +103,13 @@ def _draw(canvas: np.ndarray, owner: np.ndarray, item: Item, frame: int, number:
     y0, y1 = max(0, int(cy - reach)), min(size, int(cy + reach) + 1)
     x = (np.arange(x0, x1) + 0.5 - cx)[None, :]
     y = (np.arange(y0, y1) + 0.5 - cy)[:, None]
-    cover = np.clip(0.5 - signed_distance(item.shape, x, y, radius), 0.0, 1.0).astype(np.float32)
+    distance = signed_distance(item.shape, x, y, radius)
+    cover = np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
     colour = np.array(world.COLOURS[item.colour], dtype=np.float32)
     shade = _shade(item.pattern, x, y, radius)
     patch = canvas[y0:y1, x0:x1]
     # A dark rim separates an object from a background or neighbour of like colour.
-    rim = np.clip(1.5 - signed_distance(item.shape, x, y, radius), 0.0, 1.0).astype(np.float32)
+    rim = np.clip(1.5 - distance, 0.0, 1.0).astype(np.float32)
     patch *= 1.0 - 0.75 * rim[..., None]
     patch *= 1.0 - cover[..., None]
     patch += cover[..., None] * (shade[..., None] * colour)

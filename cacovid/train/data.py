@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +44,18 @@ class SceneReference:
         return f"{kind}{self.split}/{self.seed}/{self.index}"
 
     def make(self) -> Scene:
-        """Makes the scene."""
-        from cacovid.synthetic import make_scene, make_stills
+        """Makes the scene, or gives the one that was made lately: it is not to be changed."""
+        return _made(self)
 
-        if self.stills:
-            return make_stills(self.split, self.seed, self.index, self.stills)
-        return make_scene(self.split, self.seed, self.index)
+
+@lru_cache(maxsize=4)  # a scene holds its drawing, for which questions on it come again
+def _made(reference: SceneReference) -> Scene:
+    from cacovid.synthetic import make_scene, make_stills
+
+    split, seed, index = reference.split, reference.seed, reference.index
+    if reference.stills:
+        return make_stills(split, seed, index, reference.stills)
+    return make_scene(split, seed, index)
 
 
 @dataclass(frozen=True)
