@@ -25,17 +25,28 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from parts import Parts, Row
+from training_runs import (
+    CHANGES,
+    RESULTS,
+    ROOT,
+    configuration,
+    finished,
+    keep_policies,
+    name_of,
+    read_log,
+    smooth,
+    spread,
+    train_run,
+    trained_policies,
+)
 
 from cacovid.commands.progress import steps_bar
 from cacovid.evaluation.answers import Answerer
@@ -51,58 +62,8 @@ from cacovid.train.data import embedded_samples, read_sample_frames
 from cacovid.train.encoding import SampleEncoder
 from cacovid.train.rewards import LocalReward, RewardKind, freeze
 
-ROOT = Path(__file__).resolve().parents[1]
-RUNS = ROOT / "runs" / "evidence"
 ANSWERS = ROOT / "runs" / "answers"
-RESULTS = ROOT / "bench" / "results"
-BASE = ROOT / "bench" / "configs" / "tiny-cross-attention.yaml"
 
-#: What each run changes in the base configuration. Runs of other `updates` have as many rollouts.
-CHANGES: dict[str, dict[str, Any]] = {
-    "ocss": {},
-    "multinomial": {"cpo": {"rollouts": {"sampler": "multinomial"}}},
-    "uniform-rollouts": {"cpo": {"rollouts": {"sampler": "uniform"}}},
-    "mixed": {"cpo": {"rollouts": {"sampler": "mixed"}}},
-    "imitation": {
-        "objective": "imitation",
-        "imitation": {"layer": 2, "queries": "question", "updates": 5},
-    },
-    "self": {
-        "policy": {
-            "type": "self_attention",
-            "exchange_roles": True,
-            "settings": {"slots": None},
-        },
-        "cpo": {"rollouts": {"sampler": "multinomial"}},
-    },
-    "self-as-published": {
-        "policy": {"type": "self_attention", "settings": {"slots": None}},
-        "cpo": {"keep_logit": 0.0},
-        "training": {"steps": 0.5},
-    },
-    "self-multinomial": {
-        "policy": {"type": "self_attention", "settings": {"slots": None}},
-        "cpo": {"rollouts": {"sampler": "multinomial"}},
-    },
-    "long": {
-        "cpo": {"rollouts": {"sampler": "multinomial"}},
-        "training": {"steps": 2.0},
-        "data": {"scenes": 1200},
-        "reward": {"cached_videos": 1200},
-    },
-    "ocss-uncapped": {"cpo": {"rollouts": {"max_subspace_prob": 0.9}}},
-    "ocss-keep-logit-0": {"cpo": {"keep_logit": 0.0}},
-    "multinomial-keep-logit-0": {
-        "cpo": {"keep_logit": 0.0, "rollouts": {"sampler": "multinomial"}},
-    },
-    "correct": {"reward": {"kind": "correct"}},
-    "five-updates": {"cpo": {"updates": 5}, "training": {"steps": 0.4}},
-    "fixed-ratio": {"cpo": {"ratio": {"dynamic": False}}},
-    "lambda-1": {"cpo": {"rollouts": {"subspace_factor": 1.0}}},
-    "lambda-4": {"cpo": {"rollouts": {"subspace_factor": 4.0}}},
-    "thresholds-25-75": {"cpo": {"ratio": {"double_below": 0.25, "halve_above": 0.75}}},
-    "thresholds-33-67": {"cpo": {"ratio": {"double_below": 0.33, "halve_above": 0.67}}},
-}
 #: Rows of the tables on test scenes; `variants` compares all runs on validation scenes.
 SHOWN = (
     "long", "multinomial", "ocss", "uniform-rollouts", "imitation", "self", "self-as-published",
@@ -124,6 +85,7 @@ def main() -> int:
     train.add_argument("--runs", nargs="+", default=["ocss"], choices=list(CHANGES))
     train.add_argument("--seeds", nargs="+", type=int, default=[0])
     train.add_argument("--steps", type=int, help="steps of every run")
+    commands.add_parser("keep")
     commands.add_parser("curves")
     table = commands.add_parser("table")
     table.add_argument("--split", default="test", choices=("test", "shifted", "validation"))
@@ -152,6 +114,9 @@ def main() -> int:
         for name in args.runs:
             for seed in args.seeds:
                 train_run(configuration(name, seed, args.steps))
+    elif args.command == "keep":
+        for folder in keep_policies():
+            print(folder.relative_to(ROOT))
     elif args.command == "curves":
         _curves()
     elif args.command == "variants":
@@ -163,74 +128,16 @@ def main() -> int:
     return 0
 
 
-def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries, the changes on top; None takes an entry out."""
-    out = dict(base)
-    for name, value in changes.items():
-        if value is None:
-            out.pop(name, None)
-            continue
-        inner = isinstance(value, dict) and isinstance(out.get(name), dict)
-        out[name] = merged(out[name], value) if inner else value
-    return out
-
-
-def configuration(name: str, seed: int, steps: int | None) -> dict[str, Any]:
-    """The configuration of a run; `steps` of `CHANGES` below 1 are a share of the base's."""
-    base = yaml.safe_load(BASE.read_text())
-    count = steps or base["training"]["steps"]
-    config = merged(base, CHANGES[name])
-    share = CHANGES[name].get("training", {}).get("steps", 1)
-    own = {"seed": seed, "steps": max(1, round(share * count))}
-    return merged(config, {"output": str(RUNS / f"{name}-{seed}"), "training": own})
-
-
-def train_run(config: dict[str, Any]) -> None:
-    """Trains as a configuration says, in its `output`; goes on where a run was stopped.
-
-    A finished run is left alone.
-    """
-    folder = Path(config["output"])
-    if (folder / "after.json").exists():
-        print(f"{folder.name}: done already", flush=True)
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    print(f"{folder.name}", flush=True)
-    print(run_cacovid("train", str(path), "--resume"), flush=True)
-
-
-def run_cacovid(*arguments: str) -> str:
-    """What a command prints; it runs in the project's folder, on one thread."""
-    command = [sys.executable, "-m", "cacovid", *arguments]
-    return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True,
-        stdout=subprocess.PIPE, text=True,
-    ).stdout  # fmt: skip
-
-
-def finished(runs: Path = RUNS) -> list[Path]:
-    """Folders of the finished runs."""
-    return sorted(path.parent for path in runs.glob("*/after.json"))
-
-
-def read_log(folder: Path) -> list[dict[str, float]]:
-    """What a run logged, and the greedy accuracy before it as step 0."""
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    if (folder / "before.json").exists():
-        before = json.loads((folder / "before.json").read_text())
-        log.insert(0, {"step": 0, "greedy": before["accuracy"]})
-    return log
-
-
 def _curves() -> None:
     import matplotlib.pyplot as plt
 
-    facts = {folder.name: read_log(folder) for folder in finished()}
+    # Logs of runs that are not at hand any more stay as they were.
+    facts = _read(RESULTS / "cpo-curves.json") | {
+        folder.name: read_log(folder) for folder in finished()
+    }
     seeds: dict[str, list[list[dict[str, float]]]] = {}
     for run, log in facts.items():
-        seeds.setdefault(_name(run), []).append(log)
+        seeds.setdefault(name_of(run), []).append(log)
     others = [name for name in seeds if name not in SHOWN]
     panels = (
         ("samplers and policies", SHOWN, 0.55),
@@ -247,7 +154,7 @@ def _curves() -> None:
             title="run (seeds: mean, least to greatest)",
         )  # fmt: skip
     figure.savefig(RESULTS / "cpo-curves.png", dpi=100)
-    (RESULTS / "cpo-curves.json").write_text(json.dumps(facts) + "\n")
+    (RESULTS / "cpo-curves.json").write_text(json.dumps(dict(sorted(facts.items()))) + "\n")
     print(RESULTS / "cpo-curves.png")
 
 
@@ -262,23 +169,6 @@ def _draw_run(
             axis.fill_between(
                 steps, smooth(low, width), smooth(high, width), color=colour, alpha=0.2, lw=0
             )
-
-
-def spread(
-    logs: Sequence[Sequence[dict[str, float]]], key: str
-) -> tuple[list[float], list[float], list[float], list[float]]:
-    """The steps at which all seeds logged `key`, and its least, mean and greatest value."""
-    values = [{entry["step"]: entry[key] for entry in log if key in entry} for log in logs]
-    steps = sorted(set.intersection(*(set(one) for one in values)))
-    rows = [[one[step] for one in values] for step in steps]
-    return steps, [min(r) for r in rows], [sum(r) / len(r) for r in rows], [max(r) for r in rows]
-
-
-def smooth(values: Sequence[float], width: int) -> list[float]:
-    """Means of up to `width` entries before and at each."""
-    return [
-        sum(values[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(values))
-    ]
 
 
 @dataclass
@@ -348,14 +238,42 @@ def _share(text: str) -> tuple[int, int]:
 
 
 def _table(args: argparse.Namespace) -> None:
-    facts = _compare(args, [run for run in finished() if _name(run.name) in SHOWN], METHODS)
-    _write(f"cpo-{args.split}", facts, args)
+    name = f"cpo-{args.split}"
+    policies = {run: at for run, at in trained_policies().items() if name_of(run) in SHOWN}
+    facts = with_earlier_rows(_compare(args, policies, METHODS), _read(RESULTS / f"{name}.json"))
+    _write(name, facts, args)
     _plot(facts, RESULTS / f"cpo-{args.split}.png")
 
 
 def _variants(args: argparse.Namespace) -> None:
     args.split = "validation"
-    _write("cpo-variants", _compare(args, finished(), ("attention:2:question", "oracle")), args)
+    facts = _compare(args, trained_policies(), ("attention:2:question", "oracle"))
+    _write("cpo-variants", with_earlier_rows(facts, _read(RESULTS / "cpo-variants.json")), args)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def with_earlier_rows(facts: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """Adds rows of runs that are not at hand any more, out of an earlier table.
+
+    Args:
+        facts: A new table.
+        earlier: Its predecessor; counts only if it is of the same model and questions.
+    """
+    same = all(earlier.get(name) == facts[name] for name in ("questions", "seed", "model"))
+    if not same:
+        return facts
+    there = {row["method"] for row in facts["results"]}
+    runs = [row for row in earlier["results"] if row["method"] not in there]
+    full, *rows = [*facts["results"], *(row for row in runs if _is_run(row["method"]))]
+    rows.sort(key=lambda row: row["method"] if _is_run(row["method"]) else "~")
+    return {**facts, "results": [full, *rows]}
+
+
+def _is_run(method: str) -> bool:
+    return name_of(method) in CHANGES
 
 
 def _write(name: str, facts: dict[str, Any], args: argparse.Namespace) -> None:
@@ -366,21 +284,21 @@ def _write(name: str, facts: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def _compare(
-    args: argparse.Namespace, runs: Sequence[Path], others: Sequence[str]
+    args: argparse.Namespace, folders: Mapping[str, Path], others: Sequence[str]
 ) -> dict[str, Any]:
     needs = frozenset(f"received_attention/{n}/{q}" for n in (0, 2) for q in ("last", "question"))
     bench = Bench.load(needs)
     policies = {
-        folder.name: PolicyMethod(load_policy(folder / "policy", base_model=bench.model))
-        for folder in runs
+        run: PolicyMethod(load_policy(folder, base_model=bench.model))
+        for run, folder in folders.items()
     }
-    versions = {folder.name: sha256_of(folder / "policy") for folder in runs}
+    versions = {run: sha256_of(folder) for run, folder in folders.items()}
     versions["score"] = sha256_of(Path(model_location("tiny")) / "policy-score")
     whole, few = tuple(args.retention), tuple(getattr(args, "others_retention", args.retention))
     rows = [
         Row(
             chooser,
-            few if chooser.name in policies and _name(chooser.name) not in WHOLE else whole,
+            few if chooser.name in policies and name_of(chooser.name) not in WHOLE else whole,
             versions.get(chooser.name, ""),
         )
         for chooser in choosers([*policies, *others], bench.model, policies)
@@ -390,11 +308,8 @@ def _compare(
         "results": result_rows(comparison),
         "questions": len(comparison.kinds),
         "seed": args.seed,
+        "model": sha256_of(Path(model_location("tiny"))),
     }
-
-
-def _name(run: str) -> str:
-    return run.rpartition("-")[0]
 
 
 def grouped(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
@@ -473,7 +388,7 @@ def _plot(facts: dict[str, Any], path: Path) -> None:
 
 
 def _shares(args: argparse.Namespace) -> None:
-    policy = RUNS / args.run / "policy"
+    policy = trained_policies()[args.run]
     bench = Bench.load(frozenset())
     loaded = load_policy(policy, base_model=bench.model)
     version = sha256_of(policy)
@@ -492,7 +407,7 @@ def _shares(args: argparse.Namespace) -> None:
     page = (
         f"# The policy's share of the budget\n\nSynthetic task, {questions} validation questions; "
         f"no public benchmark run. Made by `python bench/evidence.py shares --run "
-        f"{policy.parent.name} --questions {questions}`. Accuracy in percent; the rest of the "
+        f"{args.run} --questions {questions}`. Accuracy in percent; the rest of the "
         f"budget is spread evenly over what the scores left out.\n\n{markdown(columns, cells)}"
     )
     (RESULTS / "cpo-shares.json").write_text(json.dumps(rows, indent=1) + "\n")

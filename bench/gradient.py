@@ -25,7 +25,8 @@ import torch
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from evidence import BASE, RESULTS, RUNS, Bench
+from evidence import Bench
+from training_runs import BASE, RESULTS, trained_policies
 
 from cacovid.policies import CrossAttentionConfig, CrossAttentionPolicy, StoredPolicy, load_policy
 from cacovid.train.cpo import CPO, CPOSettings
@@ -105,7 +106,7 @@ def cosine(
 
 def _policy(name: str, model: Any) -> StoredPolicy:
     if name != START:
-        return load_policy(RUNS / name / "policy", base_model=model)
+        return load_policy(trained_policies()[name], base_model=model)
     own = yaml.safe_load(BASE.read_text())["policy"]["settings"]
     torch.manual_seed(0)
     width = model.config.get_text_config().hidden_size

@@ -27,7 +27,16 @@ from typing import Any, get_args
 
 import numpy as np
 import yaml
-from evidence import RESULTS, ROOT, finished, merged, read_log, run_cacovid, smooth, train_run
+from training_runs import (
+    RESULTS,
+    ROOT,
+    finished,
+    merged,
+    read_log,
+    run_cacovid,
+    smooth,
+    train_run,
+)
 
 from cacovid.evaluation.compare import Comparison, Result
 from cacovid.evaluation.records import HEADER, Records
