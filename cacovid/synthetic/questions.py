@@ -126,7 +126,7 @@ def facts(scene: Scene) -> list[Fact]:
 
 def offered_facts(scene: Scene) -> list[Fact]:
     """The facts whose every object is clearly visible on few enough tokens."""
-    visible = scene.rendering.visible
+    visible = scene.visible
     counts = (visible >= world.EVIDENCE_PIXELS).reshape(len(scene.items), -1).sum(axis=1)
     offered = []
     for fact in facts(scene):
@@ -215,7 +215,7 @@ def _options(fact: Fact, rng: np.random.Generator) -> tuple[str, ...]:
 
 
 def _evidence(scene: Scene, fact: Fact) -> np.ndarray:
-    return np.unique(np.concatenate([scene.rendering.evidence(item) for item in fact.items]))
+    return np.unique(np.concatenate([scene.evidence(item) for item in fact.items]))
 
 
 def _brief(scene: Scene) -> list[tuple[int, Item]]:

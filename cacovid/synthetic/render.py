@@ -26,10 +26,6 @@ class Rendering:
     frames: np.ndarray
     visible: np.ndarray
 
-    def evidence(self, item: int) -> np.ndarray:
-        """Tokens (flat, ascending) that show an item: at least `EVIDENCE_PIXELS` of it each."""
-        return np.flatnonzero(self.visible[item].reshape(-1) >= world.EVIDENCE_PIXELS)
-
 
 def render(scene: Scene) -> Rendering:
     """Draws all frames of a scene (H = W = `world.FRAME_SIZE`)."""
@@ -43,6 +39,18 @@ def render(scene: Scene) -> Rendering:
     frames += rng.normal(0.0, _NOISE, frames.shape).astype(np.float32)
     pixels = np.clip(np.rint(frames), 0, 255).astype(np.uint8)
     return Rendering(pixels, _count(owner, len(scene.items)))
+
+
+def count_visible(scene: Scene) -> np.ndarray:
+    """`visible` of a scene's rendering, without drawing: an eighth of the time."""
+    size = world.FRAME_SIZE
+    owner = np.full((world.CLIP_FRAMES, size, size), -1, dtype=np.int16)
+    for number, item in enumerate(scene.items):
+        for frame in range(item.start, item.stop):
+            window, x, y = _window(item, frame)
+            distance = signed_distance(item.shape, x, y, item.radius)
+            owner[frame][window][_cover(distance) > 0.5] = number
+    return _count(owner, len(scene.items))
 
 
 def _count(owner: np.ndarray, items: int) -> np.ndarray:
@@ -96,24 +104,35 @@ def _enlarge(coarse: np.ndarray, scale: int) -> np.ndarray:
 
 
 def _draw(canvas: np.ndarray, owner: np.ndarray, item: Item, frame: int, number: int) -> None:
-    size, radius = world.FRAME_SIZE, item.radius
-    cx, cy = item.centre[frame - item.start]
-    reach = radius + 2
-    x0, x1 = max(0, int(cx - reach)), min(size, int(cx + reach) + 1)
-    y0, y1 = max(0, int(cy - reach)), min(size, int(cy + reach) + 1)
-    x = (np.arange(x0, x1) + 0.5 - cx)[None, :]
-    y = (np.arange(y0, y1) + 0.5 - cy)[:, None]
-    distance = signed_distance(item.shape, x, y, radius)
-    cover = np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
+    window, x, y = _window(item, frame)
+    distance = signed_distance(item.shape, x, y, item.radius)
+    cover = _cover(distance)
     colour = np.array(world.COLOURS[item.colour], dtype=np.float32)
-    shade = _shade(item.pattern, x, y, radius)
-    patch = canvas[y0:y1, x0:x1]
+    shade = _shade(item.pattern, x, y, item.radius)
+    patch = canvas[window]
     # A dark rim separates an object from a background or neighbour of like colour.
     rim = np.clip(1.5 - distance, 0.0, 1.0).astype(np.float32)
     patch *= 1.0 - 0.75 * rim[..., None]
     patch *= 1.0 - cover[..., None]
     patch += cover[..., None] * (shade[..., None] * colour)
-    owner[y0:y1, x0:x1][cover > 0.5] = number
+    owner[window][cover > 0.5] = number
+
+
+def _window(item: Item, frame: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
+    """The part of a frame that an item reaches, and its pixels' distances from the centre."""
+    size = world.FRAME_SIZE
+    cx, cy = item.centre[frame - item.start]
+    reach = item.radius + 2
+    x0, x1 = max(0, int(cx - reach)), min(size, int(cx + reach) + 1)
+    y0, y1 = max(0, int(cy - reach)), min(size, int(cy + reach) + 1)
+    x = (np.arange(x0, x1) + 0.5 - cx)[None, :]
+    y = (np.arange(y0, y1) + 0.5 - cy)[:, None]
+    return (slice(y0, y1), slice(x0, x1)), x, y
+
+
+def _cover(distance: np.ndarray) -> np.ndarray:
+    """How much of each pixel lies inside a shape."""
+    return np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
 
 
 def _shade(pattern: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:

@@ -93,6 +93,18 @@ class Scene:
         return render(self)
 
     @cached_property
+    def visible(self) -> np.ndarray:
+        """`[items, F, cells * cells]` int32, as of the rendering; not drawn for its sake."""
+        from cacovid.synthetic.render import count_visible
+
+        drawn = self.__dict__.get("rendering")
+        return count_visible(self) if drawn is None else drawn.visible
+
+    def evidence(self, item: int) -> np.ndarray:
+        """Tokens (flat, ascending) that show an item: at least `EVIDENCE_PIXELS` of it each."""
+        return np.flatnonzero(self.visible[item].reshape(-1) >= world.EVIDENCE_PIXELS)
+
+    @cached_property
     def questions(self) -> tuple[Question, ...]:
         """Every question that this scene offers, one wording each, in a fixed order."""
         from cacovid.synthetic.questions import all_questions

@@ -86,7 +86,7 @@ def still_questions(scene: Scene, count: int, rng: np.random.Generator) -> list[
         word_question(
             fact,
             rng,
-            np.unique(np.concatenate([scene.rendering.evidence(item) for item in fact.items])),
+            np.unique(np.concatenate([scene.evidence(item) for item in fact.items])),
             held_out=scene.held_out_wording,
         )
         for fact in balanced_facts(offered, count, rng, STILL_TYPES)

@@ -22,7 +22,7 @@ from cacovid.synthetic import (
 
 def test_stills_stand_still_and_are_of_the_scenes():
     scene = make_stills("train", 3, 2, images=3)
-    frames, visible = scene.rendering.frames, scene.rendering.visible
+    frames, visible = scene.rendering.frames, scene.visible
     assert frames.shape == (16, 144, 144, 3) and scene.cuts == (5, 10)
     moved = [bool((frames[i] != frames[i - 1]).any()) for i in range(1, 16)]
     assert [i for i, m in enumerate(moved, 1) if m] == [5, 10]
@@ -51,7 +51,7 @@ def test_questions_on_stills_name_one_object():
             for number in question.items:
                 item = scene.items[number]
                 assert names[item.colour, item.shape] == 1
-                seen = np.intersect1d(scene.rendering.evidence(number), question.evidence)
+                seen = np.intersect1d(scene.evidence(number), question.evidence)
                 frames = set((seen // world.CELLS**2).tolist())
                 assert frames == set(range(item.start, item.stop))
     assert set(kinds) <= set(STILL_TYPES) and len(kinds) >= 4

@@ -87,3 +87,11 @@ def test_a_scene_is_the_same_file_at_every_call(tmp_path):
     assert len(files) == 1
     decoded = [through_h264(scene.rendering.frames) for _ in range(4)]
     assert all((clip == decoded[0]).all() for clip in decoded)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_what_is_visible_is_known_without_drawing(split):
+    scene, drawn = make_scene(split, 4, 1), make_scene(split, 4, 1)
+    pixels = drawn.rendering.visible
+    assert np.array_equal(scene.visible, pixels) and scene.visible.dtype == pixels.dtype
+    assert "rendering" not in scene.__dict__ and drawn.visible is pixels

@@ -52,7 +52,7 @@ def every_object(
 
     It knows which tokens belong to which object, which no method is told.
     """
-    visible = scene.rendering.visible.reshape(len(scene.items), -1)
+    visible = scene.visible.reshape(len(scene.items), -1)
     queues = []
     for row in visible:
         seen = np.flatnonzero(row >= world.EVIDENCE_PIXELS)
@@ -67,7 +67,7 @@ def every_object(
 
 def object_tokens(scene: Scene) -> np.ndarray:
     """Tokens that show an object, ascending."""
-    visible = scene.rendering.visible.reshape(len(scene.items), -1)
+    visible = scene.visible.reshape(len(scene.items), -1)
     return np.flatnonzero((visible >= world.EVIDENCE_PIXELS).any(axis=0))
 
 

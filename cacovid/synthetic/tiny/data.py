@@ -68,7 +68,7 @@ def through_h264(frames: np.ndarray) -> np.ndarray:
 
 def describe(scene: Scene) -> Clip:
     """What a scene's tokens show, for dense supervision."""
-    visible = scene.rendering.visible.reshape(len(scene.items), -1)
+    visible = scene.visible.reshape(len(scene.items), -1)
     owner = visible.argmax(axis=0)
     owner = np.where(visible.max(axis=0) >= world.EVIDENCE_PIXELS, owner, -1).astype(np.int16)
     table = np.array([_row(scene, number) for number in range(len(scene.items))], dtype=np.int16)
@@ -86,7 +86,7 @@ def describe(scene: Scene) -> Clip:
     for group in by_type.values():
         picked = rng.permutation(len(group))[:_MAX_FACTS]
         facts.extend(group[i] for i in picked)
-    evidence = [scene.rendering.evidence(n) for n in range(len(scene.items))]
+    evidence = [scene.evidence(n) for n in range(len(scene.items))]
     return Clip(owner, table, offset, evidence, facts)
 
 
