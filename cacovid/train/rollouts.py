@@ -110,11 +110,15 @@ def draw_rollouts(
         no_frames = token_masks.new_zeros((0, grid.num_frames))
         return Rollouts(token_masks, no_frames, token_masks[:0])
     frame_scores = scores.frame.detach()
-    if settings.sampler == "uniform":
-        frame_scores = torch.zeros_like(frame_scores)
     frame_masks = ops.frame_sample(
         frame_scores, grid, ratio, settings.frame_rollouts, seed=seed, offset=draw
     )
+    if settings.sampler == "uniform":
+        alike = ops.frame_sample(
+            torch.zeros_like(frame_scores), grid, ratio, settings.frame_rollouts, seed=seed,
+            offset=draw,
+        )  # fmt: skip
+        frame_masks = torch.cat((frame_masks[:1], alike[1:]))  # the first is greedy, as ever
     return Rollouts(token_masks, frame_masks, _inside(frame_masks, prompt, ratio))
 
 
@@ -136,7 +140,7 @@ def _token_masks(
     else:
         log_weights = scores
         if settings.sampler == "uniform":
-            log_weights = scores = torch.zeros_like(scores)
+            log_weights = torch.zeros_like(scores)
         elif settings.sampler == "mixed":
             log_weights = _mixed_weights(scores, grid, ratio, settings).log()
         kept = _plain_draws(log_weights, scores, grid, ratio, count, seed, draw)
@@ -177,7 +181,9 @@ def _plain_draws(
     gumbel = -torch.log(-torch.log(noise.clamp_(min=1e-300)))
     keys = log_weights.double().cpu().view(1, frames, each) + gumbel
     keys[0] = scores.double().cpu().view(frames, each)
-    top = keys.topk(keep, dim=-1).indices.sort(dim=-1).values
+    # Stable: of equal scores the lowest index, which topk does not promise.
+    order = keys.sort(dim=-1, descending=True, stable=True).indices
+    top = order[..., :keep].sort(dim=-1).values
     begins = torch.arange(frames)[None, :, None] * each
     return (top + begins).flatten(1).to(scores.device)
 

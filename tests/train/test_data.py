@@ -170,10 +170,10 @@ def test_rollouts(sampler):
     assert drawn.frame_masks.sum(1).eq(2).all()
     assert drawn.frame_token_masks.view(4, 16, 6).any(-1).equal(drawn.frame_masks)
     assert drawn.read.shape == (9, 96)
-    if sampler != "uniform":
-        top = scores.token.view(16, 6).topk(2).indices
-        greedy = torch.zeros(16, 6, dtype=torch.bool).scatter_(1, top, True)
-        assert drawn.token_masks[0].equal(greedy.flatten())
+    top = scores.token.view(16, 6).topk(2).indices
+    greedy = torch.zeros(16, 6, dtype=torch.bool).scatter_(1, top, True)
+    assert drawn.token_masks[0].equal(greedy.flatten())
+    assert drawn.frame_masks[0].nonzero().flatten().equal(scores.frame.topk(2).indices.sort()[0])
     again = draw_rollouts(scores, prompt, 0.3, settings, seed=1, draw=0)
     other = draw_rollouts(scores, prompt, 0.3, settings, seed=1, draw=1)
     assert drawn.read.equal(again.read) and not drawn.read.equal(other.read)
