@@ -94,6 +94,12 @@ def test_the_loneliest_row_in_blocks_of_any_height():
         assert int(loneliest(rows, held)) == int(cosine.amax(dim=1).argmin())
 
 
+def test_of_rows_that_have_copies_the_first_is_the_loneliest():
+    rows = unit_rows(rows_of(37, 895).repeat(2, 1))
+    for held in (1, 5000, 1 << 20):
+        assert int(loneliest(rows, held)) == 0
+
+
 def test_runs_become_segments_by_hand():
     assert contiguous([3]) == [0, 1]
     # 0 keeps frames 0-1 and 1 keeps 4-6. 2 joins the left, which has 2 frames to 1; the stray 0 has
