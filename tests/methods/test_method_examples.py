@@ -262,6 +262,20 @@ def test_visionzip_merges_by_keys(make):
     assert selection.embeds.flatten().tolist() == [1.5, 1.5, *map(float, range(4, 14))]
 
 
+def test_visionzip_merges_into_the_first_of_equal_targets(make):
+    prompt = line([float(i) for i in range(138)], make, (1, 1, 138))
+    prompt.extras["vision_attention"] = 138.0 - torch.arange(138.0)
+    key = torch.randn(1, 151, generator=torch.Generator().manual_seed(0))
+    prompt.extras["vision_keys"] = key.repeat(138, 1)
+    # 38 of 45 are dominant; of 38 to 137 the targets are 38 + floor(j * 100 / 7).
+    selection = methods.get("visionzip")(prompt, 45 / 138)
+    targets = [38, 52, 66, 80, 95, 109, 123]
+    assert selection.keep.tolist() == [*range(38), *targets]
+    merged = [38, *(i for i in range(38, 138) if i not in targets)]
+    expected = [sum(merged) / len(merged), *targets[1:]]
+    assert selection.embeds[38:].flatten().tolist() == pytest.approx(expected)
+
+
 def test_oracle(make):
     prompt = line([0.0] * 10, make)
     evidence = torch.zeros(10, dtype=torch.bool)
