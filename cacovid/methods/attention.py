@@ -19,7 +19,7 @@ class AttentionMethod(ScoredMethod):
     as `prompt.extras["received_attention/{layer}/{queries}"]`, `[N]`.
 
     Args:
-        layer: Layer of the LLM, from 0.
+        layer: Layer of the LLM, from 0. The default is *ours*: `fastv` ranks by layer 1, too.
         queries: `"last"`: the last prompt token asks. `"question"`: all question tokens ask.
 
     Raises:

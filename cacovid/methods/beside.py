@@ -77,7 +77,7 @@ def score_beside(model: Any) -> PolicyMethod:
 
 
 def hybrid_beside(model: Any, weight: float | str = 1.0) -> HybridMethod:
-    """`hybrid`: the default policy beside a model, with the scores of `score` as a prior.
+    """`hybrid`: a control, the default policy beside a model with `score` as a prior.
 
     Args:
         model: The model; its directory holds `policy` and `policy-score`.

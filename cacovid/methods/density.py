@@ -1,8 +1,8 @@
 """Density peaks as values: how dense a token is, and how far from a denser one.
 
-`cacovid.ops.density_peaks` gives the chosen rows of one set, in float64. Baselines rank by the
-value itself, many sets at a time (frames, segments) or over sets whose distances do not fit into
-memory; here both come from matrix products in float32, block by block.
+`cacovid.ops.density_peaks` gives the chosen rows of one set. Baselines rank by the value itself,
+many sets at a time (frames, segments) or over sets whose distances do not fit into memory; here
+both come from matrix products, block by block, which are exact so that copies of a row tie.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Distances that are held at a time; larger sets are gone through twice instead.
-HELD = 1 << 25
+from cacovid.methods.exact import exact_rows
+
+#: Distances that are held at a time (128 MiB); larger sets are gone through twice instead.
+HELD = 1 << 24
 
 
 def density_peak_scores(
@@ -30,8 +32,8 @@ def density_peak_scores(
         held: Distances held at a time.
 
     Returns:
-        `[B, M]` float32; `-inf` for copies of a denser row, for a row alone in its set and for
-        rows that are no members. Deterministic on one machine.
+        `[B, M]` float32; `-inf` for a row alone in its set, for sets of nothing but copies of one
+        row, and for rows that are no members. Copies of a row have equal scores.
     """
     count = rows.shape[1]
     at_once = max(1, held // (count * count))
@@ -45,10 +47,11 @@ def _scores(rows: Tensor, neighbours: int, members: Tensor, held: int) -> Tensor
     sets, count, width = rows.shape
     height = max(1, held // (sets * count))
     blocks = [slice(begin, begin + height) for begin in range(0, count, height)]
-    kept = [squared_distances(rows, blocks[0], members)] if len(blocks) == 1 else None
+    exact = exact_rows(rows, members)
+    kept = [squared_distances(exact, blocks[0], members)] if len(blocks) == 1 else None
 
     def distances(block: slice) -> Tensor:
-        return kept[0] if kept is not None else squared_distances(rows, block, members)
+        return kept[0] if kept is not None else squared_distances(exact, block, members)
 
     near = min(neighbours, count)
     spreads, largest = [], []
@@ -69,25 +72,23 @@ def _scores(rows: Tensor, neighbours: int, members: Tensor, held: int) -> Tensor
     separation = torch.where(separation.isinf(), farthest, separation)
     counted = members.sum(dim=1, keepdim=True).clamp(1, near)
     scores = 0.5 * (separation / width).log() - spread / (counted * width)
-    return scores.masked_fill(~members, -torch.inf)
+    return scores.masked_fill(~members, -torch.inf).float()
 
 
 def squared_distances(rows: Tensor, block: slice, members: Tensor) -> Tensor:
     """Squared distances of a block of rows to all rows of their set.
 
     Args:
-        rows: `[B, M, D]` float32.
+        rows: `[B, M, D]` float64, from `exact_rows`.
         block: Which of the `M` rows.
         members: `[B, M]` bool; distances to and from others are infinite.
 
     Returns:
-        `[B, block, M]` float32, exactly 0 from a row to itself.
+        `[B, block, M]` float64, exact: symmetric, 0 between copies, the same in any block.
     """
     norms = rows.square().sum(dim=-1)
     some = rows[:, block]
     squared = torch.baddbmm(norms[:, None, :], some, rows.transpose(1, 2), beta=1.0, alpha=-2.0)
-    squared = squared.add_(norms[:, block, None]).clamp_(min=0.0)
-    own = torch.arange(rows.shape[1], device=rows.device)
-    squared.masked_fill_(own[block, None] == own, 0.0)
+    squared = squared.add_(norms[:, block, None])
     apart = ~(members[:, block, None] & members[:, None, :])
     return squared.masked_fill_(apart, torch.inf)

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from cacovid.methods.cosine import unit_rows
+from cacovid.methods.density import HELD, squared_distances
+from cacovid.methods.exact import exact_rows
 from cacovid.methods.video_tokens import Choice, PerVideoMethod, VideoTokens
 from cacovid.ops import farthest_point
 
-#: Cosines that are held at a time while the loneliest token is looked for.
-HELD = 1 << 25
+#: Rows that are compared with all later ones at a time while the loneliest is looked for.
+HEIGHT = 256
 
 
 class DivPruneMethod(PerVideoMethod):
@@ -31,22 +33,28 @@ class DivPruneMethod(PerVideoMethod):
 
 
 def loneliest(rows: Tensor, held: int = HELD) -> Tensor:
-    """The row whose largest cosine to another row is smallest, ties to the lowest index.
+    """The row whose nearest other row is farthest, ties to the lowest index.
 
     Args:
         rows: `[M, D]` float32, of length 1.
-        held: Cosines held at a time.
+        held: Distances held at a time.
 
     Returns:
         `[1]` int64.
     """
     count = len(rows)
-    own = torch.arange(count, device=rows.device)
-    nearest = []
-    for block in own.split(max(1, held // count)):
-        cosine = rows[block] @ rows.T
-        nearest.append(cosine.masked_fill_(block[:, None] == own, -torch.inf).amax(dim=1))
-    return torch.cat(nearest).argmin().view(1)
+    exact = exact_rows(rows[None])
+    everyone = torch.ones(1, count, dtype=torch.bool, device=rows.device)
+    nearest = exact.new_full((count,), torch.inf)
+    height = max(1, min(HEIGHT, held // count))
+    for begin in range(0, count, height):
+        # Distances are symmetric: those to the rows before were the columns of earlier blocks.
+        squared = squared_distances(exact[:, begin:], slice(0, height), everyone[:, begin:])[0]
+        squared.fill_diagonal_(torch.inf)
+        own, later = nearest[begin : begin + height], nearest[begin:]
+        torch.minimum(own, squared.amin(dim=1), out=own)
+        torch.minimum(later, squared.amin(dim=0), out=later)
+    return nearest.argmax().view(1)
 
 
 def farthest_from(rows: Tensor, first: Tensor, count: int) -> Tensor:

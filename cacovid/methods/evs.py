@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cacovid.methods.base import ScoredMethod
-from cacovid.methods.cosine import cosine_to_next_frame
+from cacovid.methods.cosine import change_to_next
 from cacovid.methods.uniform import even_positions
 from cacovid.methods.video_tokens import each_video
 from cacovid.types import PerVideo, Prompt, Scores, Selection
@@ -15,7 +15,8 @@ class EvsMethod(ScoredMethod):
     """Keeps the tokens that are least like the token at their place one frame before.
 
     Score `1 - cos(x[t, i], x[t-1, i])`, infinite in the first frame, which comes first; the `k`
-    largest of the video. A budget below one frame is spent on evenly spaced tokens of the first.
+    largest of the video. Where nothing changes it is 0; a token of zeros is at 1/2 from any other.
+    A budget below one frame is spent on evenly spaced tokens of the first.
     """
 
     name = "evs"
@@ -25,7 +26,7 @@ class EvsMethod(ScoredMethod):
         """Dissimilarity to the frame before, `[N]` float32; see `ScoredMethod.scores`."""
         parts = []
         for video in each_video(prompt):
-            change = 1.0 - cosine_to_next_frame(video.frames)
+            change = change_to_next(video.frames)
             first = change.new_full((1, video.frames.shape[1]), torch.inf)
             parts.append(torch.cat((first, change)).flatten())
         return Scores(torch.cat(parts))

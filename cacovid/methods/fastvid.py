@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cacovid.methods.cosine import unit_rows
+from cacovid.methods.cosine import cosine_to_next
 from cacovid.methods.density import HELD, density_peak_scores
+from cacovid.methods.exact import exact_unit_rows
 from cacovid.methods.ranking import best, members, ranks
 from cacovid.methods.segments import Segments, by_cuts
 from cacovid.methods.video_tokens import Choice, PerVideoMethod, VideoTokens, even_shares
@@ -42,8 +43,7 @@ class FastVidMethod(PerVideoMethod):
         t, n, _ = frames.shape
         device = frames.device
         vectors = frames.mean(dim=1)
-        unit = unit_rows(vectors)
-        segments = by_cuts((unit[:-1] * unit[1:]).sum(dim=-1), CUTS, CUT_BELOW)
+        segments = by_cuts(cosine_to_next(vectors), CUTS, CUT_BELOW)
 
         shares = even_shares(count, t)
         salient_shares = [(6 * share + 5) // 10 for share in shares]
@@ -61,8 +61,9 @@ class FastVidMethod(PerVideoMethod):
         if at:
             places = torch.tensor(at).to(device)
             quota = torch.tensor([anchor_shares[frame] for frame in at]).to(device)
-            scores = density_peak_scores(frames[places], members=~salient[places])
-            anchors[places] = (ranks(scores) < quota[:, None]) & ~salient[places]
+            others = ~salient[places]
+            scores = density_peak_scores(frames[places], members=others)
+            anchors[places] = ranks(scores, others) < quota[:, None]  # at most as many as others
         keep = best(saliency.flatten(), count, ~(salient | anchors).flatten())
         rows = video.rows
         if at:
@@ -104,10 +105,10 @@ def merge_into(
     Returns:
         `[A, D]` float32.
     """
-    unit = unit_rows(rows)
+    anchors = exact_unit_rows(rows[anchor])
     nearest, found = [], []
     for some in torch.arange(len(rows), device=rows.device).split(max(1, held // len(anchor))):
-        cosine = unit[some] @ unit[anchor].T
+        cosine = exact_unit_rows(rows[some]) @ anchors.T
         cosine.masked_fill_(segment[some, None] != segment[anchor], -torch.inf)
         largest = cosine.max(dim=1)
         nearest.append(largest.indices)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cacovid.methods.cosine import unit_rows
+from cacovid.methods.cosine import cosine_to_next
 from cacovid.methods.fastv import keep_attended, without
 from cacovid.methods.inside import InsideMethod, LayerHook, Reduced
 from cacovid.methods.ranking import best
@@ -107,8 +107,7 @@ def merges(rows: Tensor, place: Tensor, most: int) -> Tensor:
     Returns:
         `[n]` bool.
     """
-    unit = unit_rows(rows.float())
-    cosine = (unit[1:] * unit[:-1]).sum(dim=-1)
+    cosine = cosine_to_next(rows.float())
     cosine = cosine.masked_fill(place[1:] != place[:-1], -torch.inf)
     alike = cosine >= ALIKE
     chosen = torch.zeros_like(alike)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cacovid.methods.cosine import cosine_to_next_frame
+from cacovid.methods.cosine import cosine_to_next
 from cacovid.methods.density import density_peak_scores
 from cacovid.methods.ranking import best
 from cacovid.methods.segments import by_gain
@@ -30,7 +30,7 @@ class HoliTomMethod(PerVideoMethod):
         """Chooses and merges the tokens; see `PerVideoMethod.choose`."""
         frames = video.frames
         threshold = 0.65 if retention <= 0.1 + FLOOR_EPSILON else 0.8
-        segments, still = by_gain(cosine_to_next_frame(frames) > threshold)
+        segments, still = by_gain(cosine_to_next(frames) > threshold)
         is_still = still[segments.of_frame]
         stands = is_still & segments.is_first[:, None]
         tier = torch.where(stands, 0, torch.where(is_still, 2, 1))

@@ -1,4 +1,4 @@
-"""`hybrid`: a question-aware policy's scores, with those of a question-blind one as a prior."""
+"""`hybrid`: a control, a question-aware policy with a question-blind one as a prior."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from cacovid.types import Prompt, Scores
 
 
 class HybridMethod(PolicyMethod):
-    """`log pi(keep)` of the prior, times a weight, added to a policy's token scores (*ours*).
+    """A control: `log pi(keep)` of a prior, times a weight, added to a policy's scores (*ours*).
 
     With scores as log-odds this is a prior of its own weight: a token that never surprises needs
-    more support from the question. Frame scores, quotas and shares are the policy's. Nobody has
-    shown that it helps; compare it with both of its parts before it is used.
+    more support from the question. Frame scores, quotas and shares are the policy's. On the
+    embedded task it does not help (94.4% from a tenth of the tokens, the policy alone 95.7);
+    compare it with both of its parts before it is used.
 
     Args:
         policy: The question-aware policy, such as `CrossAttentionPolicy`.

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cacovid.methods.cosine import unit_rows
 from cacovid.methods.density import HELD, density_peak_scores, squared_distances
+from cacovid.methods.exact import exact_rows
 from cacovid.methods.ranking import best, ranks
 from cacovid.methods.segments import Segments, by_clusters
 from cacovid.methods.video_tokens import Choice, PerVideoMethod, VideoTokens
@@ -48,7 +49,7 @@ class PruneVidMethod(PerVideoMethod):
         sizes = inside.sum(dim=1)
         share = (sizes * count // sizes.sum()).clamp(min=1)
         quota = torch.where(sizes > SMALL, share, sizes)
-        peaks = (ranks(scores) < quota[:, None]) & inside
+        peaks = (ranks(scores, inside) < quota[:, None]) & inside
         merged = cluster_means(rows, inside, peaks)
 
         cut = len(segments.spans)
@@ -101,7 +102,7 @@ def cluster_means(rows: Tensor, inside: Tensor, peaks: Tensor, held: int = HELD)
     for some, members, at in zip(
         rows.split(at_once), inside.split(at_once), peaks.split(at_once), strict=True
     ):
-        squared = squared_distances(some, slice(None), members)
+        squared = squared_distances(exact_rows(some, members), slice(None), members)
         nearest = squared.masked_fill(~at[:, None, :], torch.inf).argmin(dim=-1)
         joined.append(torch.where(at, own, nearest))
     into = torch.cat(joined)

@@ -26,16 +26,23 @@ def best(scores: Tensor, count: int, tier: Tensor | None = None) -> Tensor:
     return torch.sort(order[:count]).values
 
 
-def ranks(scores: Tensor) -> Tensor:
+def ranks(scores: Tensor, inside: Tensor | None = None) -> Tensor:
     """How many of its row go before each: 0 for the highest.
 
     Args:
-        scores: `[B, M]` float.
+        scores: `[B, M]` float; infinite ones are allowed.
+        inside: `[B, M]` bool: these go before all others of their row, whatever their scores.
 
     Returns:
         `[B, M]` int64, a permutation in each row.
+
+    >>> ranks(torch.tensor([[5.0, -torch.inf, 7.0]]), torch.tensor([[True, True, False]])).tolist()
+    [[0, 1, 2]]
     """
     order = torch.sort(scores, dim=1, descending=True, stable=True).indices
+    if inside is not None:
+        outside = (~inside).gather(1, order).to(torch.uint8)
+        order = order.gather(1, torch.sort(outside, dim=1, stable=True).indices)
     place = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, place)
 

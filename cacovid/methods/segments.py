@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cacovid.methods.density import density_peak_scores, squared_distances
+from cacovid.methods.exact import exact_rows
 from cacovid.methods.ranking import best
 
 
@@ -62,7 +63,7 @@ def by_clusters(vectors: Tensor, clusters: int, neighbours: int) -> Segments:
     """
     everyone = torch.ones(1, len(vectors), dtype=torch.bool, device=vectors.device)
     peaks = best(density_peak_scores(vectors[None], neighbours)[0], clusters)
-    squared = squared_distances(vectors[None], slice(None), everyone)[0]
+    squared = squared_distances(exact_rows(vectors[None]), slice(None), everyone)[0]
     labels = squared.index_select(1, peaks).argmin(dim=1)
     return Segments(contiguous(labels.tolist()), vectors.device)
 

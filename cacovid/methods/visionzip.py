@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cacovid.methods.cosine import unit_rows
+from cacovid.methods.exact import exact_unit_rows
 from cacovid.methods.ranking import best, ranks
 from cacovid.methods.video_tokens import Choice, PerVideoMethod, VideoTokens, even_shares
 
@@ -16,7 +16,7 @@ class VisionZipMethod(PerVideoMethod):
     A frame's even share of the budget goes to 54/64 (rounded) to the tokens that received the most
     attention in the vision tower's penultimate layer, averaged over heads and queries. Of the other
     `m` tokens the rest of the share, at places `floor(j * m / c)`, are targets; every token left is
-    averaged into the target whose key of that layer is most similar.
+    averaged into the target whose key of that layer is most similar, the first of equal ones.
     """
 
     name = "visionzip"
@@ -28,7 +28,7 @@ class VisionZipMethod(PerVideoMethod):
         t, n, _ = frames.shape
         device = frames.device
         attention = video.extras["vision_attention"].float().view(t, n)
-        keys = unit_rows(video.extras["vision_keys"].float()).view(t, n, -1)
+        keys = exact_unit_rows(video.extras["vision_keys"].float()).view(t, n, -1)
         kept = torch.zeros(t, n, dtype=torch.bool, device=device)
         embeds = frames.clone()
         shares = even_shares(count, t)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cacovid import methods
+from cacovid import methods, reference
 from cacovid.errors import InvalidInputError
 
 
@@ -55,6 +55,29 @@ def test_evs_spends_less_than_a_frame_on_even_places_of_the_first(make):
     assert methods.get("evs")(prompt, 3 / 18).keep.tolist() == [0, 4, 8]
 
 
+def still_prompt(make, repeats=8, scenes=1):
+    """Frames of 36 random tokens, each shown several times."""
+    generator = torch.Generator().manual_seed(0)
+    video = torch.randn(scenes, 6, 6, 896, generator=generator).repeat_interleave(repeats, dim=0)
+    return make.pack([video], [torch.zeros(1, 896)])
+
+
+def test_evs_sees_no_change_in_still_frames(make):
+    prompt, method = still_prompt(make), methods.get("evs")
+    assert method.scores(prompt).token[36:].unique().tolist() == [0.0]
+    assert method(prompt, 0.2).keep.tolist() == list(range(57))
+
+
+def test_evs_tells_apart_changes_below_the_rounding_of_a_cosine(make):
+    video = torch.ones(2, 1, 3, 64)
+    video[1, 0, 1, :32] += 1e-4
+    video[1, 0, 2, :32] += 1e-5
+    changes = methods.get("evs").scores(make.pack([video], [torch.zeros(1, 64)])).token[3:]
+    # cos^2 = 1 - (d / 2)^2 to first order: half the share of the variance.
+    assert changes[0] == 0.0
+    assert changes[1:].tolist() == pytest.approx([1e-8 / 8, 1e-10 / 8], rel=0.02)
+
+
 def test_divprune(make):
     rows = turned([0, 10, 90, 180, 185], [1, 5, 2, 1, 3])
     prompt = line(rows, make)
@@ -78,6 +101,15 @@ def test_dpc_knn(make):
     assert method.scores(prompt).token.tolist() == pytest.approx(expected, rel=1e-6)
     assert method(prompt, 2 / 6).keep.tolist() == [0, 1]
     assert method(prompt, 4 / 6).keep.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("scenes", [1, 2, 4])
+def test_dpc_knn_chooses_as_the_reference_where_frames_repeat(make, scenes):
+    prompt = still_prompt(make, 8 // scenes, scenes)
+    for k in (28, 57, 144):
+        expected = reference.density_peaks(prompt.video_embeds, k)
+        kept = methods.get("dpc_knn")(prompt, k / 288).keep
+        assert kept.tolist() == expected.tolist()
 
 
 def test_vidcom2(make):
@@ -152,6 +184,16 @@ def test_prunevid_clusters_sets_above_fourteen(make):
     assert selection.embeds.flatten().tolist() == [-1.0, 1000.0]
 
 
+@pytest.mark.parametrize("retention", [0.5, 0.9])
+def test_prunevid_keeps_the_only_still_token_of_a_segment(make, retention):
+    video = torch.randn(8, 6, 6, 32, generator=torch.Generator().manual_seed(0))
+    video[:, 2, 3] = video[0, 2, 3]
+    # Alone in its set, place 15 has no separation; the sets' shares leave room for it.
+    selection = methods.get("prunevid")(make.pack([video], [torch.zeros(1, 32)]), retention)
+    at = selection.keep.tolist().index(15)
+    torch.testing.assert_close(selection.embeds[at], video[0, 2, 3])
+
+
 def test_holitom(make):
     a, b, c, d = [1.0, 0.0], [3.0, 0.0], [0.0, 1.0], [0.0, 4.0]
     prompt = line([a, c, b, d, a, a], make, (3, 1, 2))
@@ -186,6 +228,17 @@ def test_fastvid(make):
     assert methods.get("fastvid")(prompt, 2 / 5).keep.tolist() == [2, 3]
 
 
+def test_fastvid_makes_anchors_of_others_alone(make):
+    salient = [[1.0, 2.1], [1.0, 2.2], [1.0, 2.3]]
+    prompt = line([*salient, *[[1.0, 2.0]] * 7], make, (1, 1, 10))
+    prompt.extras["vision_pooling_attention"] = torch.tensor([0.7, 0.9, 0.8] + [0.0] * 7)
+    # The others have no separation; the first two of them are the anchors, nothing merges into
+    # what is salient.
+    selection = methods.get("fastvid")(prompt, 0.5)
+    assert selection.keep.tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(selection.embeds[:3], torch.tensor(salient))
+
+
 def test_visionzip(make):
     prompt = line([1.0, 2.0, 4.0, 8.0, 16.0, 32.0], make, (1, 1, 6))
     prompt.extras["vision_attention"] = torch.tensor([0.1, 0.9, 0.8, 0.2, 0.7, 0.3])
@@ -207,6 +260,20 @@ def test_visionzip_merges_by_keys(make):
     selection = methods.get("visionzip")(prompt, 12 / 14)
     assert selection.keep.tolist() == [0, 2, *range(4, 14)]
     assert selection.embeds.flatten().tolist() == [1.5, 1.5, *map(float, range(4, 14))]
+
+
+def test_visionzip_merges_into_the_first_of_equal_targets(make):
+    prompt = line([float(i) for i in range(138)], make, (1, 1, 138))
+    prompt.extras["vision_attention"] = 138.0 - torch.arange(138.0)
+    key = torch.randn(1, 151, generator=torch.Generator().manual_seed(0))
+    prompt.extras["vision_keys"] = key.repeat(138, 1)
+    # 38 of 45 are dominant; of 38 to 137 the targets are 38 + floor(j * 100 / 7).
+    selection = methods.get("visionzip")(prompt, 45 / 138)
+    targets = [38, 52, 66, 80, 95, 109, 123]
+    assert selection.keep.tolist() == [*range(38), *targets]
+    merged = [38, *(i for i in range(38, 138) if i not in targets)]
+    expected = [sum(merged) / len(merged), *targets[1:]]
+    assert selection.embeds[38:].flatten().tolist() == pytest.approx(expected)
 
 
 def test_oracle(make):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 import pytest
 import torch
 
 from cacovid import reference
 from cacovid.methods.cdpruner import greedy_determinant
-from cacovid.methods.cosine import cosine_to_next_frame, unit_rows
+from cacovid.methods.cosine import cosine_to_next, unit_rows
 from cacovid.methods.density import density_peak_scores
 from cacovid.methods.divprune import farthest_from, loneliest
+from cacovid.methods.exact import exact_rows
 from cacovid.methods.fastvid import merge_into
 from cacovid.methods.prunevid import cluster_means, still_positions
 from cacovid.methods.segments import Segments, by_cuts, by_gain, contiguous
@@ -24,8 +26,8 @@ def rows_of(count, width, seed=0):
 def test_cosine_to_the_next_frame():
     frames = rows_of(24, 5).view(4, 6, 5)
     expected = torch.cosine_similarity(frames[:-1], frames[1:], dim=-1)
-    torch.testing.assert_close(cosine_to_next_frame(frames), expected)
-    assert cosine_to_next_frame(frames[:1]).shape == (0, 6)
+    torch.testing.assert_close(cosine_to_next(frames), expected)
+    assert cosine_to_next(frames[:1]).shape == (0, 6)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 63, 196])
@@ -58,6 +60,14 @@ def test_density_peaks_of_some_members_are_those_of_the_members_alone():
     assert bool((scores[~members] == -torch.inf).all())
 
 
+@pytest.mark.parametrize("held", [1 << 24, 100])
+def test_copies_have_equal_density_peaks(held):
+    rows = 10 + rows_of(37, 895).repeat(1, 9, 1)
+    scores = density_peak_scores(rows, 11, held=held)[0].view(9, 37)
+    assert torch.equal(scores, scores[:1].expand(9, 37)) and bool(torch.isfinite(scores).all())
+    assert len(scores[0].unique()) > 30
+
+
 def plain_max_min(rows, first, count):
     distance = 1.0 - rows.double() @ rows.double().T
     chosen = [first]
@@ -82,6 +92,12 @@ def test_the_loneliest_row_in_blocks_of_any_height():
     cosine = (rows.double() @ rows.double().T).fill_diagonal_(-2.0)
     for held in (1, 200, 1 << 20):
         assert int(loneliest(rows, held)) == int(cosine.amax(dim=1).argmin())
+
+
+def test_of_rows_that_have_copies_the_first_is_the_loneliest():
+    rows = unit_rows(rows_of(37, 895).repeat(2, 1))
+    for held in (1, 5000, 1 << 20):
+        assert int(loneliest(rows, held)) == 0
 
 
 def test_runs_become_segments_by_hand():
@@ -138,6 +154,24 @@ def test_cuts_at_the_lowest_cosines_and_below():
     assert by_cuts(cosines[:0], 7, 0.9).spans == [(0, 1)]
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 3e18])
+def test_exact_rows_are_near_and_their_products_exact(scale):
+    rows = scale * rows_of(2 * 7, 65).view(2, 7, 65)
+    rows[1] *= 1e-3  # a step of its own
+    members = torch.ones(2, 7, dtype=torch.bool)
+    members[0, 0] = False
+    rows[0, 0] *= 1e3  # no member
+    exact = exact_rows(rows, members)
+    longest = rows[members].view(13, 65)[6:].norm(dim=1).max()
+    assert float((exact[1] - rows[1]).abs().max()) <= 2.0**-25 * float(longest)
+    product = exact @ exact.transpose(1, 2)
+    for some, own in ((exact[0, 1:], product[0, 1:, 1:]), (exact[1], product[1])):
+        for i in range(0, len(some), 2):
+            a, b = ([Fraction(v) for v in some[j].tolist()] for j in (i, -1))
+            assert Fraction(float(own[i, -1])) == sum(x * y for x, y in zip(a, b, strict=True))
+    assert torch.equal(exact_rows(torch.zeros(1, 3, 5)), torch.zeros(1, 3, 5).double())
+
+
 def test_the_greedy_determinant_takes_the_largest_at_each_step():
     rows = unit_rows(rows_of(12, 8))
     relevance = torch.rand(12, generator=torch.Generator().manual_seed(1))
@@ -170,6 +204,17 @@ def test_merging_into_anchors_against_a_loop():
     for held in (1, 50, 1 << 20):
         got = merge_into(rows, anchor, merged, segment, held)
         torch.testing.assert_close(got, torch.stack(expected))
+
+
+def test_merging_goes_to_the_first_of_equal_anchors():
+    rows = rows_of(1, 896).repeat(40, 1) + rows_of(40, 896, seed=1)
+    rows[20:] = rows[:20]
+    anchor = torch.tensor([0, 1, 2, 20, 21, 22])  # three, and their copies
+    merged = torch.ones(40, dtype=torch.bool).index_fill_(0, anchor, False)
+    segment = torch.zeros(40, dtype=torch.int64)
+    for held in (1 << 20, 50):
+        got = merge_into(rows, anchor, merged, segment, held)
+        assert torch.equal(got[3:], rows[20:23])  # 34 others merged, none of them here
 
 
 def test_cluster_means_against_a_loop():
