@@ -142,14 +142,17 @@ def write_csv(
 ) -> None:
     """Writes one line for each figure; the ceilings and the environment stand on every line.
 
-    Rows that `read_csv` gave keep their own.
+    Rows that `read_csv` gave keep their own. A run that is stopped meanwhile leaves the file as it
+    was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
+    unfinished = path.with_name(f"{path.name}.part")
+    with open(unfinished, "w", newline="") as file:
         writer = csv.DictWriter(file, [*COLUMNS, *ceilings, *vars(where)])
         writer.writeheader()
         for row in rows:
             writer.writerow({**ceilings, **vars(where), **row})
+    unfinished.replace(path)
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:
