@@ -12,13 +12,18 @@ processor's, of one thread, unless `--wall` is given, so that a busy machine cou
 Beside the measured speed-up stands the ratio of operations: matrix products of the layers and
 causal attention, without the compression. It is what a machine of the same efficiency at every
 length reaches; one that is slower at long prompts gains more.
-Writes `prefill-NAME.csv`, `.md` and `.png`.
+
+Beside the compression as PyTorch calls it stand the kernels alone: `score`, `select_tokens` and the
+gather of a tenth at the same length, the question folded before, on CUDA in a graph and by the
+device's clock; and what share of the uncompressed prefill that is.
+Writes `prefill-NAME.csv`, `.md` and, where matplotlib is installed, `.png`.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import platform
 import statistics
 import time
@@ -32,6 +37,10 @@ import torch
 from torch import Tensor
 
 from cacovid import ops
+from cacovid.benchmark.cases import Setting
+from cacovid.benchmark.ops import prune
+from cacovid.benchmark.run import ROTATED
+from cacovid.benchmark.timing import graph_sampler, host_clock, host_sampler, interleaved
 from cacovid.errors import InvalidInputError
 from cacovid.policies import (
     CrossAttentionConfig,
@@ -47,7 +56,7 @@ FRAME = (14, 14)
 FIELDS = (
     "llm", "layers", "device", "dtype", "policy", "attention", "tokens", "text", "retention",
     "kept", "compression_ms", "prefill_ms", "total_ms", "p20_ms", "p80_ms", "speed_up",
-    "speed_up_of_operations",
+    "speed_up_of_operations", "kernels_us", "kernels_share",
 )  # fmt: skip
 
 
@@ -99,6 +108,8 @@ class Row:
         compression: Seconds of scoring, choosing and gathering, median.
         prefill: Seconds of the decoder, median.
         totals: Seconds of both, one for each round.
+        kernels: Seconds of the kernels alone at a tenth, median; None: the tokens are no frames.
+        kernels_share: Of the uncompressed prefill.
     """
 
     tokens: int
@@ -107,6 +118,8 @@ class Row:
     compression: float
     prefill: float
     totals: tuple[float, ...]
+    kernels: float | None = None
+    kernels_share: float | None = None
 
     @property
     def total(self) -> float:
@@ -130,8 +143,15 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         for tokens in options.tokens or TOKENS[device.type]:
             prompt = make_prompt(tokens, shape.hidden, device, dtype)
             check_same_kernel(model, policy, prompt)
-            rows += measure(model, policy, prompt, options.retention, options.rounds, clock)
-            print("\n".join(_line(row, rows, shape) for row in rows if row.tokens == tokens))
+            own = measure(model, policy, prompt, options.retention, options.rounds, clock)
+            alone = kernels(tokens, shape.hidden, device, dtype)
+            if alone is not None:
+                share = alone / own[0].prefill  # the first keeps all
+                own = [replace(row, kernels=alone, kernels_share=share) for row in own]
+            rows += own
+            print("\n".join(_line(row, rows, shape) for row in own))
+            if alone is not None:
+                print(_kernels_line(own[0], shape.layers), flush=True)
     about = {
         "llm": options.llm, "layers": shape.layers, "device": _name(device),
         "dtype": options.dtype, "policy": options.policy, "attention": options.attention,
@@ -279,6 +299,27 @@ def measure(
     ]
 
 
+def kernels(tokens: int, hidden: int, device: torch.device, dtype: torch.dtype) -> float | None:
+    """Seconds of `score`, `select_tokens` and the gather of a tenth, the question folded before.
+
+    Args:
+        tokens: Video tokens; None is returned where they are no frames of 196.
+        hidden: `D`.
+        device: On CUDA a graph is timed by the device's clock.
+        dtype: Of the embeddings.
+    """
+    if tokens % (FRAME[0] * FRAME[1]):
+        return None
+    case = prune(tokens, hidden, Setting(device, dtype, compiled=False))
+    (ours,) = (provider.run for provider in case.providers if provider.role == "ours")
+    inputs = [case.inputs(10 * i) for i in range(ROTATED)]
+    if device.type == "cuda":
+        sampler = graph_sampler(ours, inputs)
+    else:
+        sampler = host_sampler(ours, inputs, device)
+    return interleaved({"": (host_clock(device)[0], sampler)}, 0.5)[""].median
+
+
 def speed_up(row: Row, rows: Sequence[Row]) -> float:
     """How many times faster than no compression: the median of the rounds' own ratios."""
     whole = next(r for r in rows if r.tokens == row.tokens and r.retention == 1.0)
@@ -304,6 +345,8 @@ def record(row: Row, rows: Sequence[Row], shape: Shape, about: dict[str, Any]) -
         "p80_ms": round(1e3 * high, 3),
         "speed_up": round(speed_up(row, rows), 2),
         "speed_up_of_operations": round(operations_ratio(row.tokens, row.kept, shape), 2),
+        "kernels_us": "" if row.kernels is None else round(1e6 * row.kernels, 2),
+        "kernels_share": "" if row.kernels_share is None else round(row.kernels_share, 6),
     }
 
 
@@ -359,6 +402,14 @@ def write(
         f"{r['speed_up']} | {r['speed_up_of_operations']} |"
         for r in table
     ]
+    alone = [r for r in table if r["retention"] == 1.0 and r["kernels_us"] != ""]
+    if alone:
+        lines += ["", "The kernels alone, a tenth kept, the question folded before:", ""]
+        lines += [
+            f"- {r['tokens']:,} video tokens: {r['kernels_us']:,} µs, {r['kernels_share']:.3%} of "
+            f"the prefill without compression"
+            for r in alone
+        ]
     lines += ["", "At a tenth of the tokens the ratio of operations reaches 16 from:", ""]
     for other, own in SHAPES.items():
         if other != "tiny":
@@ -366,6 +417,9 @@ def write(
             lines.append(f"- {other}: {least:,} video tokens")
     lines += ["", "On GPUs: not measured." if kind == "cpu" else ""]
     (folder / f"{name}.md").write_text("\n".join(lines).rstrip() + "\n")
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no picture: matplotlib is not installed (cacovid[viz])")
+        return
     draw(table, folder / f"{name}.png", about, shape)
 
 
@@ -475,6 +529,14 @@ def _line(row: Row, rows: Sequence[Row], shape: Shape) -> str:
         f"{1e3 * row.compression:9.2f} ms, prefill {1e3 * row.prefill:10.2f} ms, "
         f"{speed_up(row, rows):6.2f} times (ratio of operations "
         f"{operations_ratio(row.tokens, row.kept, shape):.1f})"
+    )
+
+
+def _kernels_line(row: Row, layers: int) -> str:
+    assert row.kernels is not None
+    return (
+        f"{row.tokens:>7,} tokens: score, selection and gather of a tenth in the kernels alone "
+        f"{1e6 * row.kernels:.1f} us, {row.kernels_share:.3%} of the prefill of {layers} layers"
     )
 
 

@@ -39,6 +39,7 @@ class Wish:
         seconds: Time for each op and size; None: 2, or 0.5.
         most_seconds: No case is begun after this time; None: no limit.
         commit: To write down; asked of git where it is empty.
+        known: Cases that are left out, see `report.known`.
     """
 
     device: torch.device
@@ -52,6 +53,7 @@ class Wish:
     seconds: float | None = None
     most_seconds: float | None = None
     commit: str = ""
+    known: frozenset[tuple[str, int, int]] = frozenset()
 
 
 @dataclass
@@ -98,7 +100,8 @@ class Measured:
                 "",
                 f"training ({t['model']}, {t['tokens']} tokens, {t['rollouts']} rollouts, "
                 f"{t['updates_per_step']} updates): {t['seconds_per_step']:.3g} s a step, "
-                f"{t['steps_per_second']:.3g} steps/s; {t['reward_share']:.0%} of it rewards",
+                f"{t['steps_per_second']:.3g} steps/s; {t['reward_share']:.0%} of it rewards"
+                f"{'' if t['h264'] else '; clips without H.264, as PyAV is not installed'}",
             ]
         return lines
 
@@ -150,7 +153,8 @@ def measure(
     if "train" in names:  # first: it is the smallest, and a limit must not leave it out
         measured.training = _training(wish, measured, on_note)
         on_result(measured)
-    makers = list(cases(tuple(n for n in names if n in MAKERS), tokens, hidden, setting))
+    own = tuple(n for n in names if n in MAKERS)
+    makers = list(cases(own, tokens, hidden, setting, wish.known))
     for done, make in enumerate(makers, start=1):
         if wish.most_seconds is not None and time.monotonic() - begin > wish.most_seconds:
             left = len(makers) - done + 1

@@ -326,7 +326,7 @@ def pack_rollouts(tokens: int, hidden: int, s: Setting) -> Case:
 
     providers = (
         Provider("repeat and index", "published", repeat_and_index),
-        Provider("cacovid", "ours", lambda i: ops.pack_rollouts(*i), captures=False),
+        Provider("cacovid", "ours", lambda i: ops.pack_rollouts(*i)),
     )
     (plan,) = ocss_plan(grid, RATIO, 2.0, None)
     rows = ROLLOUTS * (plan.frames * plan.keep + QUESTION)
@@ -450,7 +450,12 @@ MAKERS: dict[str, Callable[[int, int, Setting], Case]] = {
 WITHOUT_HIDDEN = frozenset({"select_tokens", "ocss_sample", "frame_sample", "cpo_loss"})
 
 #: Where the ways that are replaced take minutes, or more memory than there is.
-MOST_TOKENS = {"pack_rollouts": 12_544, "farthest_point": 6_272, "density_peaks": 12_544}
+MOST_TOKENS = {
+    "self_attention": 12_544,
+    "pack_rollouts": 12_544,
+    "farthest_point": 6_272,
+    "density_peaks": 12_544,
+}
 
 #: Tokens times hidden size on the CPU, where more takes minutes, or more memory than there may be.
 MOST_ON_CPU = {
@@ -462,13 +467,22 @@ MOST_ON_CPU = {
 
 
 def cases(
-    names: tuple[str, ...], tokens: tuple[int, ...], hidden: tuple[int, ...], s: Setting
+    names: tuple[str, ...],
+    tokens: tuple[int, ...],
+    hidden: tuple[int, ...],
+    s: Setting,
+    known: frozenset[tuple[str, int, int]] = frozenset(),
 ) -> Iterator[Callable[[], Case]]:
-    """The cases of a run, each made when it is its turn."""
-    for name in names:
-        for n in (n for n in tokens if n <= MOST_TOKENS.get(name, n)):
+    """The cases of a run, each made when it is its turn: all of the first size, then the next.
+
+    So a run that is stopped has measured every op, and lacks the sizes that take longest.
+    """
+    for n in tokens:
+        for name in (name for name in names if n <= MOST_TOKENS.get(name, n)):
             for d in (0,) if name in WITHOUT_HIDDEN else hidden:
                 if s.device.type == "cpu" and n * d > MOST_ON_CPU.get(name, n * d):
+                    continue
+                if (name, n, d) in known:
                     continue
                 yield lambda name=name, n=n, d=d: MAKERS[name](n, d, s)  # type: ignore[misc]
 

@@ -108,6 +108,7 @@ def training_record(training: dict[str, Any]) -> dict[str, Any]:
     note = (
         f"{training['model']}, G = {training['rollouts']}, {training['updates_per_step']} updates, "
         f"{training['steps_per_second']:.3g} steps/s, {training['reward_share']:.0%} rewards"
+        f"{'' if training['h264'] else ', without H.264'}"
     )
     values = {
         "op": "train",
@@ -141,14 +142,17 @@ def write_csv(
 ) -> None:
     """Writes one line for each figure; the ceilings and the environment stand on every line.
 
-    Rows that `read_csv` gave keep their own.
+    Rows that `read_csv` gave keep their own. A run that is stopped meanwhile leaves the file as it
+    was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
+    unfinished = path.with_name(f"{path.name}.part")
+    with open(unfinished, "w", newline="") as file:
         writer = csv.DictWriter(file, [*COLUMNS, *ceilings, *vars(where)])
         writer.writeheader()
         for row in rows:
             writer.writerow({**ceilings, **vars(where), **row})
+    unfinished.replace(path)
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:
@@ -170,6 +174,17 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
             if column not in _TEXTS and row[column] != "":
                 row[column] = (int if column in _INTEGERS else float)(row[column])
     return rows
+
+
+def known(path: Path, dtype: torch.dtype) -> frozenset[tuple[str, int, int]]:
+    """Op, tokens and hidden size of the cases that a file has for a dtype; none without the file.
+
+    Raises:
+        InvalidInputError: if the file's columns are others.
+    """
+    name = str(dtype).removeprefix("torch.")
+    rows = read_csv(path) if path.is_file() else []
+    return frozenset((r["op"], r["tokens"], r["hidden"]) for r in rows if r["dtype"] == name)
 
 
 def merged(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,9 +2,10 @@
 
 On CUDA what a graph can hold is timed by the device's clock: the time of a graph of 50 runs less
 that of a graph of 25, by 25, so that the launch of the graph does not count; inputs rotate, so that
-no run finds its own in the cache. Everything else is timed by the host's clock, with the device
-waited for; on the CPU with a single thread by the processor's time, which other work on the machine
-does not count to.
+no run finds its own in the cache. Runs of a millisecond have shorter graphs, and beside one of five
+milliseconds the launch is nothing, so that a single one is replayed. Everything else is timed by
+the host's clock, with the device waited for; on the CPU with a single thread by the processor's
+time, which other work on the machine does not count to.
 """
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ from typing import Any
 
 import torch
 
-LONG, SHORT = 50, 25
+#: Runs of the longer graph at most, and about how long its replay may last, in seconds.
+LONG, LONGEST_REPLAY = 50, 20e-3
+
+#: Runs that take longer, in seconds, are replayed one at a time: the launch of a graph does not
+#: count beside them, and two graphs of many would take minutes.
+LONG_RUN = 5e-3
 
 #: A sample by the host's clock lasts at least this long, in seconds.
 LEAST_SAMPLE = 2e-3
@@ -96,35 +102,64 @@ def host_sampler(run: Callable[[Any], Any], inputs: Sequence[Any], device: torch
 
 
 def graph_sampler(run: Callable[[Any], Any], inputs: Sequence[Any]) -> Sampler:
-    """Samples by the device's clock, from the difference of two CUDA graphs."""
+    """Samples by the device's clock, from the difference of two CUDA graphs.
+
+    How many runs they hold is found from the time of one, see `graph_lengths`.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for one in inputs:
             run(one)
     torch.cuda.current_stream().wait_stream(stream)
-    graphs = []
-    for count in (SHORT, LONG):
+
+    def graph_of(count: int) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             for number in range(count):
                 run(inputs[number % len(inputs)])
-        graphs.append(graph)
-    for graph in graphs:
         graph.replay()
+        return graph
+
+    single = graph_of(1)
+    short, long = graph_lengths(_replayed(single))
+    if not short:
+        return lambda: _replayed(single)
+    graphs = [graph_of(count) for count in (short, long)]
 
     def sample() -> float:
-        seconds = []
-        for graph in graphs:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            seconds.append(begin.elapsed_time(end) * 1e-3)
-        return (seconds[1] - seconds[0]) / (LONG - SHORT)
+        first, second = map(_replayed, graphs)
+        return (second - first) / (long - short)
 
     return sample
+
+
+def graph_lengths(seconds: float) -> tuple[int, int]:
+    """Runs that the shorter and the longer of two graphs hold.
+
+    Args:
+        seconds: Of one run.
+
+    Returns:
+        The one half of the other; (0, 1): a single run is replayed.
+
+    >>> graph_lengths(20e-6), graph_lengths(2e-3), graph_lengths(0.85)
+    ((25, 50), (5, 10), (0, 1))
+    """
+    if seconds > LONG_RUN:
+        return 0, 1
+    short = min(LONG, int(LONGEST_REPLAY / max(seconds, 1e-9))) // 2
+    return short, 2 * short
+
+
+def _replayed(graph: torch.cuda.CUDAGraph) -> float:
+    """Seconds of one replay, by the device's clock."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) * 1e-3
 
 
 def synchronise(device: torch.device) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cacovid.benchmark.timing import host_clock
+from cacovid.models.defaults import model_location, reading_defaults
+from cacovid.synthetic import world
 from cacovid.train.config import (
     DataSection,
     EvaluationSection,
@@ -19,8 +23,11 @@ from cacovid.train.config import (
     TrainConfig,
 )
 from cacovid.train.cpo import CPOSettings
+from cacovid.train.data import TrainingSample
+from cacovid.train.encoding import FrameReader
 from cacovid.train.run import prepare
 from cacovid.train.settings import TrainerSettings
+from cacovid.video import FrameSampling, sample_indices
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ class TrainingSpeed:
         seconds: Of each measured step, ascending; the first step, which loads, is not among them.
         reward_share: Share of that time that the frozen model takes to mark rollouts.
         clock: `"host"` or `"processor"`, see `timing.host_clock`.
+        h264: Whether the clips passed through H.264, which needs PyAV; the tokens are as many.
     """
 
     model: str
@@ -48,6 +56,7 @@ class TrainingSpeed:
     seconds: tuple[float, ...]
     reward_share: float
     clock: str
+    h264: bool = True
 
     @property
     def median(self) -> float:
@@ -70,6 +79,7 @@ class TrainingSpeed:
             "steps_per_second": round(1.0 / self.median, 4),
             "reward_share": round(self.reward_share, 3),
             "clock": self.clock,
+            "h264": self.h264,
         }
 
 
@@ -115,6 +125,11 @@ def measure(model: str, device: torch.device, steps: int) -> TrainingSpeed:
             evaluation=EvaluationSection(questions=0),
         )
         run = prepare(config)
+        h264 = find_spec("av") is not None
+        if not h264:  # as on a GPU machine that has torch and little else
+            run.reward.encoder.read_frames = _as_drawn(
+                reading_defaults(model_location(model)).max_frames
+            )
         clock, now = host_clock(device)
         timed = _Timed(run.reward, device, now)
         run.reward = timed  # type: ignore[assignment]
@@ -140,4 +155,17 @@ def measure(model: str, device: torch.device, steps: int) -> TrainingSpeed:
         seconds=tuple(sorted(seconds)),
         reward_share=rewarding / sum(seconds),
         clock=clock,
+        h264=h264,
     )
+
+
+def _as_drawn(max_frames: int) -> FrameReader:
+    """Reads the embedded task's scenes as `train.data.read_sample` does, but without H.264."""
+
+    def read(sample: TrainingSample) -> np.ndarray:
+        assert sample.scene is not None
+        frames = sample.scene.make().rendering.frames
+        sampling = FrameSampling(max_frames, fps=world.CLIP_FPS)
+        return frames[sample_indices(len(frames), len(frames) / world.CLIP_FPS, sampling)]
+
+    return read

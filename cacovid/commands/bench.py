@@ -66,6 +66,8 @@ class Bench(Command):
     that a run that is stopped leaves what it has."""
     append: bool = False
     """Keep what --csv has of other ops and sizes."""
+    missing: bool = False
+    """Measure only the ops and sizes that --csv lacks, and keep the others."""
     plots: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Draw time against tokens for every op, and the speed-ups."""
     commit: Annotated[str, arg(metavar="ID", help_behavior_hint="")] = ""
@@ -78,32 +80,38 @@ class Bench(Command):
         self._check()
         import torch
 
+        from cacovid.benchmark import report
         from cacovid.benchmark.measure import Wish, measure
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        append, dtype = self.append or self.missing, getattr(torch, self.dtype)
+        known = frozenset[tuple[str, int, int]]()
+        if self.missing and self.csv is not None:
+            known = report.known(self.csv, dtype)
         wish = Wish(
             device=self._device(),
             names=self.ops,
             tokens=self.tokens,
             hidden=self.hidden,
-            dtype=getattr(torch, self.dtype),
+            dtype=dtype,
             model=self.model,
             quick=self.quick,
             compiled=not self.without_compile,
             seconds=self.seconds,
             most_seconds=self.most_seconds,
             commit=self.commit,
+            known=known,
         )
 
         def keep(measured: Any) -> None:
-            measured.write(self.csv, None, self.append)
+            measured.write(self.csv, None, append)
 
         with steps_bar("Measuring", 1) as bar:
             measured = measure(
                 wish, lambda done, total: bar.step(done, None, total), bar.note, keep
             )
-        measured.write(self.csv, self.plots, self.append)
+        measured.write(self.csv, self.plots, append)
         if self.json:
             write_json(measured.to_dict())
         else:
@@ -127,8 +135,8 @@ class Bench(Command):
             raise UsageError(f"--seconds is {self.seconds:g}; expected more than 0")
         if self.threads is not None:
             check_at_least(self.threads, 1, "--threads")
-        if self.append and self.csv is None:
-            raise UsageError("--append keeps figures of a file; name it by --csv")
+        if (self.append or self.missing) and self.csv is None:
+            raise UsageError("--append and --missing read a file of figures; name it by --csv")
 
     def _device(self) -> Any:
         import torch

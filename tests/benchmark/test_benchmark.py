@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from cacovid import Grid, cli, ops, reference
-from cacovid.benchmark import batched, ceilings, plots, published, report
+from cacovid.benchmark import batched, ceilings, plots, published, report, training
 from cacovid.benchmark.__main__ import main as plain_main
 from cacovid.benchmark.cases import Case, Provider, Setting, WrongResult, agree
 from cacovid.benchmark.measure import NAMES
 from cacovid.benchmark.ops import MAKERS, cases
 from cacovid.benchmark.run import run_case
-from cacovid.benchmark.timing import host_clock, host_sampler, interleaved
+from cacovid.benchmark.timing import (
+    LONG,
+    LONGEST_REPLAY,
+    graph_lengths,
+    graph_sampler,
+    host_clock,
+    host_sampler,
+    interleaved,
+)
 from cacovid.benchmark.training import TrainingSpeed
 from cacovid.commands.bench import OPS
 from cacovid.errors import InvalidInputError
@@ -128,11 +138,18 @@ def test_cases_leave_out_sizes_that_take_minutes():
     ]
     assert [(c.op, c.tokens) for c in made] == [
         ("farthest_point", 196),
-        ("farthest_point", 6272),
         ("gather", 196),
+        ("farthest_point", 6272),
         ("gather", 6272),
         ("gather", 12544),
     ]
+
+
+def test_the_layer_of_the_paper_is_left_out_at_sizes_that_take_a_second_for_each_run():
+    on_gpu = Setting(torch.device("cuda"), torch.bfloat16, compiled=False)
+    sizes = (6272, 12_544, 50_176, 200_704)
+    made = list(cases(("self_attention", "gather"), sizes, (3584,), on_gpu))
+    assert len(made) == 2 + 4
 
 
 def test_nothing_is_timed_where_results_differ():
@@ -180,6 +197,76 @@ def test_the_floor_is_the_larger_of_traffic_and_arithmetic():
 def test_ceilings_of_this_machine():
     found = ceilings.measure(torch.device("cpu"), torch.float32, seconds=0.05)
     assert found.copy > 1e8 and found.read > 1e8 and found.matmul > 1e8 and found.empty == 0.0
+
+
+class FakeGPU:
+    """A device whose clock moves by what is run on it, and by the launch of every graph."""
+
+    LAUNCH = 1e-5
+
+    def __init__(self, monkeypatch):
+        self.now, self.runs, self._capturing = 0.0, 0, None
+        gpu = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                self.at = None
+
+            def record(self):
+                self.at = gpu.now
+
+            def synchronize(self):
+                pass
+
+            def elapsed_time(self, end):
+                return (end.at - self.at) * 1e3
+
+        class CUDAGraph:
+            def __init__(self):
+                self.work = []
+
+            def replay(self):
+                gpu.now += gpu.LAUNCH
+                for seconds in self.work:
+                    gpu.run(seconds)
+
+        @contextlib.contextmanager
+        def graph(graph, stream):
+            gpu._capturing = graph
+            yield
+            gpu._capturing = None
+
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        for name, value in {
+            "Event": Event, "CUDAGraph": CUDAGraph, "graph": graph, "Stream": lambda: stream,
+            "current_stream": lambda: stream, "stream": lambda own: contextlib.nullcontext(),
+        }.items():  # fmt: skip
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def run(self, seconds):
+        if self._capturing is not None:
+            self._capturing.work.append(seconds)
+        else:
+            self.now += seconds
+            self.runs += 1
+
+
+@pytest.mark.parametrize("seconds", [2e-6, 3e-4, 4e-3, 6e-3, 0.85])
+def test_what_takes_long_is_run_a_few_times_only(seconds, monkeypatch):
+    gpu = FakeGPU(monkeypatch)
+    sample = graph_sampler(gpu.run, [seconds] * 4)
+    for _ in range(5):
+        # The launch of the graph counts nowhere, or is nothing beside the run.
+        assert sample() == pytest.approx(seconds, rel=2e-3)
+    assert gpu.now < 10 * LONGEST_REPLAY or gpu.runs <= 11  # of which four warm up
+
+
+def test_graphs_are_as_long_as_their_time_allows():
+    assert graph_lengths(0.0) == graph_lengths(1e-5) == (LONG // 2, LONG)
+    for seconds in (5e-4, 1e-3, 4.9e-3):
+        short, long = graph_lengths(seconds)
+        assert 2 * short == long and long >= 4 and long * seconds <= LONGEST_REPLAY
+    assert graph_lengths(0.01) == (0, 1)
 
 
 @pytest.fixture
@@ -241,6 +328,20 @@ def test_without_the_command_lines_packages(capsys, tmp_path):
 
 
 @pytest.mark.usefixtures("known_ceilings")
+def test_the_model_of_the_training_step_is_passed_on(monkeypatch):
+    asked = []
+
+    def measure(model, device, steps):
+        asked.append(model)
+        return TrainingSpeed(model, 576, 128, 31, 5, 1, (1.0,), 0.5, "host")
+
+    monkeypatch.setattr(training, "measure", measure)
+    assert plain_main(["--device", "cpu", "--ops", "train", "--model", "some/model"]) == 0
+    assert plain_main(["--device", "cpu", "--ops", "train"]) == 0
+    assert asked == ["some/model", "tiny"]
+
+
+@pytest.mark.usefixtures("known_ceilings")
 def test_what_fails_is_told_at_the_end_and_stops_nothing(capsys, monkeypatch):
     def broken(tokens, hidden, setting):
         raise RuntimeError("no kernel\nfor this")
@@ -294,7 +395,20 @@ def test_a_training_step_is_measured(model_for_training, capsys):
     ) == 0  # fmt: skip
     told = json.loads(capsys.readouterr().out)["training"]
     assert told["steps"] == 1 and told["rollouts"] == 31 and told["updates_per_step"] == 5
-    assert told["steps_per_second"] > 0 and 0 < told["reward_share"] < 1
+    assert told["steps_per_second"] > 0 and 0 < told["reward_share"] < 1 and told["h264"]
+
+
+def test_a_training_step_is_measured_without_pyav(model_for_training, monkeypatch):
+    from cacovid.synthetic.tiny import data
+
+    def missing(frames):
+        raise ModuleNotFoundError("No module named 'av'")
+
+    monkeypatch.setattr(data, "through_h264", missing)
+    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    speed = training.measure(model_for_training, torch.device("cpu"), 1)
+    assert not speed.h264 and speed.tokens == 576 and speed.rollouts == 31
+    assert report.training_record(speed.to_dict())["note"].endswith("rewards, without H.264")
 
 
 @pytest.fixture
@@ -325,12 +439,26 @@ def test_figures_of_other_sizes_are_kept_where_asked(capsys, tmp_path):
         (196, "old"), (392, "new"), (588, "old")
     ]  # fmt: skip
     assert len(rows) == 9 and all(row["median_us"] > 0 for row in rows)
+    # Nothing that the file has is measured again.
+    missing = ["--ops", "gather", "--hidden", "8", "16", "--missing", "--tokens", "196", "392"]
+    assert plain_main([*arguments, *missing, "--commit", "newest"]) == 0
+    rows = report.read_csv(path)
+    assert [(r["hidden"], r["tokens"], r["commit"]) for r in rows[::3]] == [
+        (8, 196, "old"), (8, 392, "new"), (8, 588, "old"), (16, 196, "newest"), (16, 392, "newest"),
+    ]  # fmt: skip
+    other = ["--ops", "gather", "--hidden", "16", "--tokens", "196", "--missing"]
+    assert cli.main(["bench", *arguments, *other, "--dtype", "float32"]) == 0
+    assert len(report.read_csv(path)) == 15 + 3  # the file had it in bfloat16 alone
     capsys.readouterr()
     path.write_text("op,provider\ngather,cacovid\n")
     with pytest.raises(InvalidInputError, match="lacks the columns calls, clock"):
         plain_main([*arguments, *ops_of, "196"])
-    assert cli.main(["bench", "--device", "cpu", "--append"]) == 2
-    assert "name it by --csv" in capsys.readouterr().err
+    for option in ("--append", "--missing"):
+        assert cli.main(["bench", "--device", "cpu", option]) == 2
+        assert "name it by --csv" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            plain_main(["--device", "cpu", option])
+        assert "name it by --csv" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("known_ceilings")

@@ -99,7 +99,26 @@ def test_a_run_writes_what_it_measured(bench, tmp_path, capsys):
     page = (tmp_path / "prefill-tiny-cpu.md").read_text()
     assert "On GPUs: not measured." in page and "| 1,960 | 196 (10%) |" in page
     assert (tmp_path / "prefill-tiny-cpu.png").stat().st_size > 5000
-    assert "ratio of operations" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "ratio of operations" in out
+    # The kernels alone, against the prefill that keeps all.
+    for row in table:
+        whole = next(r for r in table if r["tokens"] == row["tokens"] and r["retention"] == 1.0)
+        share = row["kernels_us"] * 1e-3 / whole["prefill_ms"]
+        assert row["kernels_us"] > 0 and row["kernels_share"] == pytest.approx(share, rel=0.02)
+    told = f"{table[0]['kernels_share']:.3%} of the prefill"
+    assert f"{told} of 2 layers" in out and f"{told} without compression" in page
+
+
+def test_without_matplotlib_there_is_no_picture_alone(bench, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    (whole, _) = bench.main(
+        ["--llm", "tiny", "--tokens", "100", "--rounds", "1", "--dtype", "float32",
+         "--retention", "0.1", "--out", str(tmp_path)]
+    )  # fmt: skip
+    assert whole["kernels_us"] == ""  # no frames of 196
+    assert {path.suffix for path in tmp_path.iterdir()} == {".csv", ".md"}
+    assert "no picture: matplotlib is not installed" in capsys.readouterr().out
 
 
 def test_where_sixteen_times_can_hold(bench):
