@@ -129,7 +129,7 @@ def pack_folds(
     """Folds in the form that `score` brings them into at every call, made once.
 
     For calls that repeat, above all in a CUDA graph, which then holds the kernels alone. The scores
-    are the same bit for bit. Differentiable. What is packed is a copy, or a view where a fold
+    of compiled forms are the same bit for bit. Differentiable. What is packed is a copy, or a view where a fold
     stands alone: after a change of the fold's tensors pack it again.
 
     Args:
