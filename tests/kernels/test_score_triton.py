@@ -336,7 +336,8 @@ def test_rounded_columns_in_the_reference_and_under_a_gradient() -> None:
     rounded = pack_folds(fold)._replace(columns=fold.columns.T.bfloat16())
     same = dataclasses.replace(fold, columns=fold.columns.bfloat16().float())
     got = ops.score(video, rounded, GRID, backend="reference")
-    assert all(torch.equal(a, b) for a, b in zip(got, reference.score(video, same, GRID)))
+    wanted = reference.score(video, same, GRID)
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
     fake = torch.ops.cacovid.score(
         *(t.to("meta") for t in (video, *rounded.tensors)), [3, 21, 0, 4, 7, 0], *rounded[4:]
     )
@@ -391,7 +392,7 @@ def test_too_many_slots_go_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ops.score(video, pack_folds(fold, torch.float32), [(1, 2, 2)])
-    with pytest.raises(InvalidInputError, match="at most 1025 slots .*up to 1024"):
+    with pytest.raises(InvalidInputError, match=r"at most 1025 slots .*up to 1024"):
         ops.score(video, fold, [(1, 2, 2)], backend="triton")
 
 
