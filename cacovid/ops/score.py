@@ -63,7 +63,10 @@ class PackedFolds(NamedTuple):
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> PackedFolds:
         """The same settings with other columns, values and heads, of the same shapes."""
-        return PackedFolds(*tensors, *self[4:])
+        columns, values, token_head, frame_head = tensors
+        return self._replace(
+            columns=columns, values=values, token_head=token_head, frame_head=frame_head
+        )
 
 
 def score(
@@ -129,8 +132,8 @@ def pack_folds(
     """Folds in the form that `score` brings them into at every call, made once.
 
     For calls that repeat, above all in a CUDA graph, which then holds the kernels alone. The scores
-    of compiled forms are the same bit for bit. Differentiable. What is packed is a copy, or a view where a fold
-    stands alone: after a change of the fold's tensors pack it again.
+    of compiled forms are the same bit for bit. Differentiable. What is packed is a copy, or a view
+    where a fold stands alone: after a change of the fold's tensors pack it again.
 
     Args:
         fold: One fold, or one per video of the calls to come; of one policy, on one device.
