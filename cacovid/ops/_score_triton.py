@@ -5,6 +5,7 @@ Triton is imported where an op is called, so that `import cacovid` needs neither
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from cacovid.ops import _registry
 #: Widths up to which the kernels serve, which hold a row's slots and features in registers.
 MAX_SLOTS = 1024
 MAX_FEATURES = 256
+_warned: set[str] = set()
 _FIELDS = 3  # integers of `sizes` for each video
 
 _SCHEMA = (
@@ -31,6 +33,27 @@ def serves(slots: Sequence[int], features: int) -> bool:
     return max(slots) <= MAX_SLOTS and features <= MAX_FEATURES
 
 
+def warn_of_width(slots: Sequence[int], features: int) -> None:
+    """Tells, once in a process, that folds are too wide for the kernels.
+
+    Args:
+        slots: `H*Q` of each fold.
+        features: `P`.
+    """
+    # torch.compile would record the warning, or break its graph at it.
+    if torch.compiler.is_compiling() or "width" in _warned:
+        return
+    _warned.add("width")
+    warnings.warn(
+        f"score was given a fold of {max(slots)} slots and {features} features; the kernels take "
+        f"up to {MAX_SLOTS} and {MAX_FEATURES}, so the slower reference in plain PyTorch serves "
+        f"(no less exact). A policy without slots has a slot for each head and each token "
+        f"of the question: shorten the question, or use a policy with slots",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
 def register(reference: Any) -> None:
     """Registers the form with `torch.ops.cacovid.score`.
 
@@ -40,10 +63,12 @@ def register(reference: Any) -> None:
 
     def score_cuda(*arguments: Any) -> tuple[Tensor, Tensor]:
         values, slots = arguments[2], arguments[6]
-        if not backends.available()["triton"].available or not serves(slots, values.shape[1]):
-            scores: tuple[Tensor, Tensor] = reference(*arguments)
-            return scores
-        return _forward(*arguments, keep=False)[:2]
+        if backends.available()["triton"].available:
+            if serves(slots, values.shape[1]):
+                return _forward(*arguments, keep=False)[:2]
+            warn_of_width(slots, values.shape[1])
+        scores: tuple[Tensor, Tensor] = reference(*arguments)
+        return scores
 
     _registry._library.impl("score", score_cuda, "CUDA")
 

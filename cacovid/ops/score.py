@@ -12,7 +12,7 @@ from torch import Tensor
 from cacovid.errors import InvalidInputError
 from cacovid.ops import _registry, _score_triton
 from cacovid.ops._score_backward import score_backward
-from cacovid.reference.score import HeadWeights, check_score
+from cacovid.reference.score import HeadWeights, check_fold, check_score, check_video
 from cacovid.reference.score import ScoreFold as _ScoreFold
 from cacovid.reference.score import score as score_reference
 from cacovid.types import Grid
@@ -25,13 +25,14 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class PackedFolds(NamedTuple):
-    """Folds of one policy as the schema takes them: few tensors, one after another.
+    """Folds of one policy as the schema takes them: few tensors, one after another (`pack_folds`).
 
     Dimensions: `V` folds, `S` their slots in all (`H*Q` of each fold), `P = P_t + P_f` features,
     `C` columns in all.
 
     Args:
-        columns: `[C, D]`: the columns of each fold as contiguous rows, fold after fold.
+        columns: `[C, D]`: the columns of each fold as contiguous rows, fold after fold; in the
+            folds' dtype, or rounded to that of the videos.
         values: `[S, P]`, fold after fold.
         token_head: `[V, P_t*P_t + 3*P_t + 1]`: input bias, hidden matrix, hidden bias, output,
             output bias of each fold, flat.
@@ -55,10 +56,22 @@ class PackedFolds(NamedTuple):
     eps: float
     score_bound: float | None
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Columns, values and both heads."""
+        return self[:4]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> PackedFolds:
+        """The same settings with other columns, values and heads, of the same shapes."""
+        columns, values, token_head, frame_head = tensors
+        return self._replace(
+            columns=columns, values=values, token_head=token_head, frame_head=frame_head
+        )
+
 
 def score(
     video: Tensor,
-    fold: ScoreFold | Sequence[ScoreFold],
+    fold: ScoreFold | PackedFolds | Sequence[ScoreFold],
     grid: Grid | Iterable[Sequence[int]],
     *,
     backend: str | None = None,
@@ -70,11 +83,13 @@ def score(
     (`cacovid.reference.score`). Differentiable with respect to `video` and the fold's tensors, and
     through them to the policy's weights. Deterministic. Compiled forms multiply in the precision
     of `video` and do everything else in float32: the error is at most twice that of the plain
-    formula in that precision. A fold in float64 is scored by the reference.
+    formula in that precision. A fold in float64 is scored by the reference; on a GPU one of more
+    than 1,024 slots (`H*Q`) or 256 features too, with a warning.
 
     Args:
         video: `[N, D]` float, the video tokens' embeddings.
-        fold: The folded weights of the question; one for all videos, or one per video.
+        fold: The folded weights of the question; one for all videos, or one per video; or what
+            `cacovid.ops.score.pack_folds` made of them.
         grid: The packed videos, a `Grid` or a list of `(t, h, w)`.
         backend: Forces an implementation (see `cacovid.backends`).
 
@@ -86,18 +101,18 @@ def score(
             backend that is not to be had.
     """
     grid = Grid.of(grid)
+    if isinstance(fold, PackedFolds):
+        owners = _owners(video, fold, grid)
+        form = _packed_form(fold, video.device, video.dtype, backend)
+        if form == "reference":
+            folds = _unpack(*fold)
+            return score_reference(video, [folds[owner] for owner in owners], grid)
+        return score_packed(video, fold, _sizes(grid, owners), triton=form == "triton")
     folds, owners = _distinct(fold, grid)
     check_score(video, [folds[owner] for owner in owners], grid)
-    form = _SPEC.choose(video.device, backend)
-    if form != "reference" and not _has_form(video, folds, form):
-        if backend is not None:
-            raise InvalidInputError(
-                f"backend {backend!r} of score takes folds in float32 and video in float32, "
-                f"bfloat16 or float16; got {folds[0].columns.dtype} and {video.dtype}, and at most "
-                f"{max(f.values.shape[0] for f in folds)} slots of {folds[0].features} features "
-                f"(triton takes up to {_score_triton.MAX_SLOTS} of {_score_triton.MAX_FEATURES})"
-            )
-        form = "reference"
+    tensors = [t for f in folds for t in (f.columns, f.values, *f.token, *f.frame)]
+    slots, features = [f.values.shape[0] for f in folds], max(f.features for f in folds)
+    form = _form(tensors, slots, features, video.device, video.dtype, backend)
     if form == "reference":
         return score_reference(video, [folds[owner] for owner in owners], grid)
     if not _alike(folds):  # folds of different policies: one call for each video
@@ -108,23 +123,54 @@ def score(
             )
         ]
         return torch.cat([t for t, _ in results]), torch.cat([f for _, f in results])
-    packed = pack_folds(folds)
-    sizes = []
-    for (t, h, w), owner in zip(grid.sizes, owners, strict=True):
-        sizes += [t, h * w, owner]
-    return score_packed(video, packed, sizes, triton=form == "triton")
+    return score_packed(video, _packed(folds), _sizes(grid, owners), triton=form == "triton")
 
 
-def pack_folds(folds: Sequence[ScoreFold]) -> PackedFolds:
-    """Folds of one policy, one after another. Differentiable.
+def pack_folds(
+    fold: ScoreFold | Sequence[ScoreFold], video_dtype: torch.dtype | None = None
+) -> PackedFolds:
+    """Folds in the form that `score` brings them into at every call, made once.
+
+    For calls that repeat, above all in a CUDA graph, which then holds the kernels alone. The scores
+    of compiled forms are the same bit for bit. Differentiable. What is packed is a copy, or a view
+    where a fold stands alone: after a change of the fold's tensors pack it again.
 
     Args:
-        folds: At least one; alike but for the number of slots.
+        fold: One fold, or one per video of the calls to come; of one policy, on one device.
+        video_dtype: Dtype of the videos to come, to which the Triton form rounds the columns. Given
+            it, and where that form will serve and no gradient is wanted, they are rounded here.
+
+    Returns:
+        What `score` takes in place of `fold`.
+
+    Raises:
+        InvalidInputError: for no fold, folds of different policies, or tensors that do not fit
+            each other.
     """
+    folds = [fold] if isinstance(fold, _ScoreFold) else list(fold)
+    if not folds:
+        raise InvalidInputError("no fold was given; expected one, or one per video")
+    for own in folds:
+        check_fold(own, folds[0].columns.T)
+    if not _alike(folds):
+        raise InvalidInputError(
+            f"the {len(folds)} folds are of different policies; pack each policy's own, or give "
+            f"the folds to score as they are"
+        )
+    packed = _packed(folds)
+    if video_dtype is None or (torch.is_grad_enabled() and packed.columns.requires_grad):
+        return packed
+    if _packed_form(packed, packed.columns.device, video_dtype, None) != "triton":
+        return packed
+    return packed._replace(columns=packed.columns.to(video_dtype))
+
+
+def _packed(folds: Sequence[ScoreFold]) -> PackedFolds:
+    """Folds that are alike but for the number of slots, one after another. Differentiable."""
     first = folds[0]
     return PackedFolds(
-        columns=torch.cat([fold.columns.T for fold in folds]).contiguous(),
-        values=torch.cat([fold.values for fold in folds]).contiguous(),
+        columns=_joined([fold.columns.T for fold in folds]),
+        values=_joined([fold.values for fold in folds]),
         token_head=_flat_heads([fold.token for fold in folds]),
         frame_head=_flat_heads([fold.frame for fold in folds]),
         slots=[fold.values.shape[0] for fold in folds],
@@ -143,7 +189,8 @@ def score_packed(
 
     Args:
         video: `[N, D]` float32, bfloat16 or float16.
-        packed: The folds, in float32.
+        packed: The folds, in float32; for the Triton form the columns may be in the dtype of
+            `video`.
         sizes: Three integers for each video: frames, tokens of a frame, number of its fold.
         triton: Whether a gradient goes by the Triton form, which keeps the few columns.
 
@@ -213,16 +260,74 @@ def _distinct(
     return folds, owners
 
 
-def _has_form(video: Tensor, folds: Sequence[ScoreFold], form: str) -> bool:
-    if form == "triton":
-        slots = [fold.values.shape[0] for fold in folds]
-        if not _score_triton.serves(slots, max(fold.features for fold in folds)):
-            return False
-    return video.dtype in _DTYPES and all(
-        tensor.dtype == torch.float32
-        for fold in folds
-        for tensor in (fold.columns, fold.values, *fold.token, *fold.frame)
-    )
+def _owners(video: Tensor, packed: PackedFolds, grid: Grid) -> list[int]:
+    """For each video the number of its fold, once all fits together."""
+    check_video(video, grid)
+    count = len(packed.slots)
+    if count not in (1, grid.num_videos):
+        raise InvalidInputError(
+            f"{count} folds are packed for {grid.num_videos} videos; pack one, or one each"
+        )
+    columns = packed.columns
+    if columns.shape[1] != video.shape[1]:
+        raise InvalidInputError(
+            f"video has hidden size {video.shape[1]}, the packed folds {columns.shape[1]}; use the "
+            f"policy with its own base model"
+        )
+    if columns.device != video.device:
+        raise InvalidInputError(
+            f"video is on {video.device} and the packed folds on {columns.device}; move them to "
+            f"one device"
+        )
+    if columns.dtype not in (video.dtype, packed.values.dtype):
+        raise InvalidInputError(
+            f"the folds are packed for videos in {columns.dtype}; got {video.dtype}: pack them for "
+            f"that, or without video_dtype"
+        )
+    return [0] * grid.num_videos if count == 1 else list(range(count))
+
+
+def _sizes(grid: Grid, owners: Sequence[int]) -> list[int]:
+    """As the schema takes them."""
+    sizes = []
+    for (t, h, w), owner in zip(grid.sizes, owners, strict=True):
+        sizes += [t, h * w, owner]
+    return sizes
+
+
+def _packed_form(
+    packed: PackedFolds, device: torch.device, video_dtype: torch.dtype, backend: str | None
+) -> str:
+    rounded = packed.columns.dtype != packed.values.dtype
+    tensors = packed[1:4] if rounded else packed[:4]
+    return _form(tensors, packed.slots, packed.values.shape[1], device, video_dtype, backend)
+
+
+def _form(
+    tensors: Sequence[Tensor],
+    slots: Sequence[int],
+    features: int,
+    device: torch.device,
+    video_dtype: torch.dtype,
+    backend: str | None,
+) -> str:
+    """The implementation that serves folds of these tensors and widths."""
+    form = _SPEC.choose(device, backend)
+    if form == "reference":
+        return form
+    served = form != "triton" or _score_triton.serves(slots, features)
+    if served and video_dtype in _DTYPES and all(t.dtype == torch.float32 for t in tensors):
+        return form
+    if backend is not None:
+        raise InvalidInputError(
+            f"backend {backend!r} of score takes folds in float32 and video in float32, "
+            f"bfloat16 or float16; got {tensors[0].dtype} and {video_dtype}, and at "
+            f"most {max(slots)} slots of {features} features "
+            f"(triton takes up to {_score_triton.MAX_SLOTS} of {_score_triton.MAX_FEATURES})"
+        )
+    if not served:
+        _score_triton.warn_of_width(slots, features)
+    return "reference"
 
 
 def _alike(folds: Sequence[ScoreFold]) -> bool:
@@ -236,12 +341,15 @@ def _alike(folds: Sequence[ScoreFold]) -> bool:
 def _flat_heads(heads: Sequence[HeadWeights]) -> Tensor:
     """`[V, W]`; the row of a head that all folds share is made once."""
     first = heads[0]
-    shared = all(a is b for head in heads for a, b in zip(head, first, strict=True))
-    rows = [
-        torch.cat([weight.flatten() for weight in head])
-        for head in (heads[:1] if shared else heads)
-    ]
-    return torch.stack(rows).expand(len(heads), -1)
+    if all(a is b for head in heads for a, b in zip(head, first, strict=True)):
+        row = torch.cat([weight.flatten() for weight in first])
+        return row.expand(len(heads), -1).contiguous()
+    return torch.stack([torch.cat([weight.flatten() for weight in head]) for head in heads])
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """The rows of all; a lone part that is contiguous is not copied."""
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _head(row: Tensor, width: int) -> HeadWeights:
@@ -270,7 +378,8 @@ def _unpack(
     for v, (begin, end) in enumerate(pairwise(ends)):
         folds.append(
             _ScoreFold(
-                columns=columns[begin + v * extra : end + (v + 1) * extra].T,
+                # Rounded ones count as they are; what else there is stays in its precision.
+                columns=columns[begin + v * extra : end + (v + 1) * extra].T.to(values.dtype),
                 values=values[begin:end],
                 heads=heads,
                 token=_head(token_head[v], token_features),
@@ -306,7 +415,7 @@ def _fake(
     sizes: Sequence[int],
     *settings: Any,
 ) -> tuple[Tensor, Tensor]:
-    return columns.new_empty(video.shape[0]), columns.new_empty(sum(sizes[::_FIELDS]))
+    return values.new_empty(video.shape[0]), values.new_empty(sum(sizes[::_FIELDS]))
 
 
 _SPEC, _OP = _registry.define(

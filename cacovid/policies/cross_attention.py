@@ -30,7 +30,9 @@ class CrossAttentionConfig(PolicyConfig):
     Args:
         hidden_size: `D` of the base model.
         slots: `Q` learned latents that read the question; 0: the video attends to the question's
-            tokens themselves and a learned null token.
+            tokens themselves and a learned null token, so that every token of a question costs
+            `H` columns of the fold; above 1,024 of them (511 tokens with two heads) a GPU has no
+            kernel for it (`cacovid.ops.score`).
         slot_width: Width of the question side.
         slot_heads: Heads of the latents' attention to the question.
         heads: `H`, heads of the video's attention to the slots.

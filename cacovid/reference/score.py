@@ -128,6 +128,16 @@ def check_score(video: Tensor, folds: Sequence[ScoreFold], grid: Grid) -> None:
         raise InvalidInputError(
             f"{len(folds)} folds were given for {grid.num_videos} videos; give one, or one each"
         )
+    check_video(video, grid)
+    for index, fold in enumerate(folds):
+        if index == 0 or fold is not folds[index - 1]:
+            check_fold(fold, video)
+
+
+def check_video(video: Tensor, grid: Grid) -> None:
+    """Raises:
+    InvalidInputError: for embeddings that do not fit the grid, or no floating point numbers.
+    """
     if video.dim() != 2 or video.shape[0] != grid.num_tokens:
         raise InvalidInputError(
             f"video is {tuple(video.shape)}; the grid {grid.sizes} has {grid.num_tokens} tokens: "
@@ -135,9 +145,6 @@ def check_score(video: Tensor, folds: Sequence[ScoreFold], grid: Grid) -> None:
         )
     if not video.is_floating_point():
         raise InvalidInputError(f"video is {video.dtype}; expected floating point embeddings")
-    for index, fold in enumerate(folds):
-        if index == 0 or fold is not folds[index - 1]:
-            _check_fold(video, fold)
 
 
 def _score_video(x: Tensor, size: tuple[int, int, int], fold: ScoreFold) -> tuple[Tensor, Tensor]:
@@ -181,7 +188,11 @@ def _head(u: Tensor, weights: HeadWeights) -> Tensor:
     return F.linear(hidden, weights.output, weights.output_bias)[:, 0]
 
 
-def _check_fold(x: Tensor, fold: ScoreFold) -> None:
+def check_fold(fold: ScoreFold, video: Tensor) -> None:
+    """Raises:
+    InvalidInputError: for tensors that do not fit each other or the video's hidden size, or stand
+        on another device.
+    """
     slots, features = fold.values.shape
     widths = (slots + features, slots + 2 * features)
     if fold.columns.dim() != 2 or fold.columns.shape[1] not in widths or slots % fold.heads:
@@ -190,10 +201,10 @@ def _check_fold(x: Tensor, fold: ScoreFold) -> None:
             f"{tuple(fold.values.shape)} and {fold.heads} heads; expected [D, H*Q + P], or "
             f"[D, H*Q + 2*P] with inter-frame columns"
         )
-    if fold.columns.shape[0] != x.shape[1]:
+    if fold.columns.shape[0] != video.shape[1]:
         raise InvalidInputError(
-            f"video has hidden size {x.shape[1]}, the fold {fold.columns.shape[0]}; use the policy "
-            f"with its own base model"
+            f"video has hidden size {video.shape[1]}, the fold {fold.columns.shape[0]}; use the "
+            f"policy with its own base model"
         )
     split = (fold.token.input_bias.shape[0], fold.frame.input_bias.shape[0])
     if sum(split) != features:
@@ -211,8 +222,8 @@ def _check_fold(x: Tensor, fold: ScoreFold) -> None:
                 f"[1] with P = {width}"
             )
     for tensor in (fold.columns, fold.values, *fold.token, *fold.frame):
-        if tensor.device != x.device:
+        if tensor.device != video.device:
             raise InvalidInputError(
-                f"video is on {x.device} and a tensor of the fold on {tensor.device}; move them "
-                f"to one device"
+                f"video is on {video.device} and a tensor of the fold on {tensor.device}; move "
+                f"them to one device"
             )

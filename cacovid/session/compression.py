@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -15,9 +14,9 @@ from torch import Tensor
 from cacovid import ops
 from cacovid.errors import InvalidInputError
 from cacovid.ops._registry import TABLE
+from cacovid.ops.score import PackedFolds
 from cacovid.policies import CrossAttentionPolicy, SelfAttentionPolicy
 from cacovid.policies.ranking import highest_scores
-from cacovid.reference import ScoreFold
 from cacovid.reference.select_tokens import select_plan
 from cacovid.session import checks
 from cacovid.session.guard import Guard
@@ -52,6 +51,8 @@ class CompressionSession:
     The first call of a shape runs as it is, the second captures, the others replay (`warm_up` does
     the first two beforehand). A shape is a grid, a retention, a dtype and, for a policy that does
     not fold, the question's length; the `cached` last ones are held. Questions are never padded.
+    Positions of three axes for a `SelfAttentionPolicy` whose rotary embedding has one are never
+    captured: it has to look whether they agree.
 
     One session may be called from several threads and streams: calls run one after another, on the
     device too. Deterministic.
@@ -105,6 +106,9 @@ class CompressionSession:
         select_plan(self.grid, retention, self.policy_share, self.max_frame_ratio)
         self._top_k = getattr(policy, "selection", None) == "top_k"
         self._width: int | None = getattr(config, "hidden_size", None)
+        self._has_one_axis = (
+            isinstance(policy, SelfAttentionPolicy) and policy.config.mrope_section is None
+        )
         self._reuse = reuse_outputs
         self._lock = threading.Lock()
         cuda = self.device.type == "cuda"
@@ -143,7 +147,7 @@ class CompressionSession:
                 after the video, with its positions; the order is nothing to it.
             position_ids: `[N]` or `[3, N]` int64, the video tokens' positions; or those of video
                 and question, `[N + L]` or `[3, N + L]`. Without the question's own, a policy that
-                reads positions takes those that follow the video's largest.
+                reads positions takes those that follow the video's largest, alike on all axes.
             grid: Other grids than the session's.
             retention: Another retention than the session's.
 
@@ -201,7 +205,7 @@ class CompressionSession:
         with torch.no_grad(), self._lock, self._on_device():
             fold = self._question.fold(question_embeds, self._done)
             with self._question.context():
-                own = replace(fold, columns=fold.columns.clone(), values=fold.values.clone())
+                own = fold.with_tensors([tensor.clone() for tensor in fold.tensors])
             ready = None
             if self._guard is not None:
                 ready = torch.cuda.Event()
@@ -293,7 +297,7 @@ class CompressionSession:
         for value, name in named:
             checks.same_device(value, name, self.device)
 
-    def _folded(self, question: Tensor, read: ReadQuestion | None) -> ScoreFold | None:
+    def _folded(self, question: Tensor, read: ReadQuestion | None) -> PackedFolds | None:
         """The question's fold, which the current stream waits for; None for other policies."""
         if self._question is None:
             return None
@@ -305,28 +309,32 @@ class CompressionSession:
             return fold
         if current is not None and read.ready is not None:
             current.wait_event(read.ready)
-            for value in (read.fold.columns, read.fold.values):
+            for value in read.fold.tensors:
                 value.record_stream(current)
         return read.fold
 
     def _parts(
-        self, video: Tensor, positions: Tensor, question: Tensor, fold: ScoreFold | None, grid: Grid
+        self,
+        video: Tensor,
+        positions: Tensor,
+        question: Tensor,
+        fold: PackedFolds | None,
+        grid: Grid,
     ) -> Tensors:
         """What the function of a shape takes."""
         if fold is not None:
-            return video, positions[..., : grid.num_tokens], fold.columns, fold.values
+            return video, positions[..., : grid.num_tokens], *fold.tensors
         if positions.shape[-1] == grid.num_tokens:
-            after = torch.arange(1, len(question) + 1, device=self.device)
-            follow = positions.amax(-1, keepdim=True) + after
-            positions = torch.cat((positions, follow), dim=-1)
+            follow = positions.amax() + torch.arange(1, len(question) + 1, device=self.device)
+            positions = torch.cat((positions, follow.expand(*positions.shape[:-1], -1)), dim=-1)
         return video, positions, question
 
     def _repeated(
-        self, parts: Tensors, fold: ScoreFold | None, grid: Grid, retention: PerVideo
+        self, parts: Tensors, fold: PackedFolds | None, grid: Grid, retention: PerVideo
     ) -> Repeated:
         video, recorder = parts[0], self._recorder
-        if fold is None and parts[1].dim() == 2:
-            recorder = None  # a policy looks into such positions, and so waits for the device
+        if parts[1].dim() == 2 and self._has_one_axis:
+            recorder = None  # the policy looks whether the axes agree, and so waits for the device
         static: list[Tensor] = []
         if recorder is not None:
             static = [self._buffer(video.shape[0], video.shape[1], video.dtype)]
@@ -336,8 +344,7 @@ class CompressionSession:
             if fold is None:
                 scores = self.policy(_prompt(video, question[0], positions, grid))
             else:
-                own = replace(fold, columns=question[0], values=question[1])
-                scores = Scores(*ops.score(video, own, grid))
+                scores = Scores(*ops.score(video, fold.with_tensors(question), grid))
             return self._kept(scores, video, positions, grid, retention)
 
         return Repeated(run, static, recorder)

@@ -3,20 +3,21 @@
 Nothing is padded: a question of `L` tokens is folded as it is, so that its fold is that of
 `policy(prompt)`. The fold's shape does not depend on `L` where the policy has slots, so one graph
 of the video side serves questions of every length; lengths that come again get their own graphs.
+The fold is packed here too, so that the video's graph holds nothing but what reads the video.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cacovid.ops.score import PackedFolds, pack_folds
 from cacovid.policies import CrossAttentionPolicy
-from cacovid.reference import ScoreFold
 from cacovid.session.recording import Recent, Recorder, Repeated, Tensors
 
 
@@ -26,13 +27,13 @@ class ReadQuestion:
 
     Args:
         embeds: `[L, D]`, as it was given.
-        fold: Its fold; None where the policy does not fold.
+        fold: Its fold, packed for videos of the same dtype; None where the policy does not fold.
         ready: On CUDA, when the fold is there.
         owner: The session that read it.
     """
 
     embeds: Tensor
-    fold: ScoreFold | None
+    fold: PackedFolds | None
     ready: torch.cuda.Event | None
     owner: Any
 
@@ -58,10 +59,10 @@ class QuestionSide:
     ) -> None:
         self.stream = stream
         self._policy, self._recorder = policy, recorder
-        self._lengths: Recent[tuple[Repeated, list[ScoreFold]]] = Recent(cached, settle)
+        self._lengths: Recent[tuple[Repeated, list[PackedFolds]]] = Recent(cached, settle)
 
-    def fold(self, question: Tensor, after: torch.cuda.Event | None) -> ScoreFold:
-        """The fold of `question` `[L, D]`; on CUDA still to be waited for.
+    def fold(self, question: Tensor, after: torch.cuda.Event | None) -> PackedFolds:
+        """The fold of `question` `[L, D]`, packed; on CUDA still to be waited for.
 
         Args:
             question: Of any length; on CUDA, what was queued before this call makes it.
@@ -80,20 +81,23 @@ class QuestionSide:
         """What runs inside runs on the question's stream."""
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
-    def _fold(self, question: Tensor) -> ScoreFold:
+    def _fold(self, question: Tensor) -> PackedFolds:
         if self._recorder is None or not len(question):
-            return self._policy.fold(question)
+            return self._packed(question)
         key = (question.shape[0], question.dtype)
         repeated, template = self._lengths.get(key, lambda: self._repeated(question))
-        columns, values = repeated((question,))
-        return replace(template[0], columns=columns, values=values)
+        tensors = repeated((question,))
+        return template[0].with_tensors(tensors)
 
-    def _repeated(self, question: Tensor) -> tuple[Repeated, list[ScoreFold]]:
-        template: list[ScoreFold] = []
+    def _packed(self, question: Tensor) -> PackedFolds:
+        return pack_folds(self._policy.fold(question), question.dtype)
+
+    def _repeated(self, question: Tensor) -> tuple[Repeated, list[PackedFolds]]:
+        template: list[PackedFolds] = []
 
         def run(static: Tensor) -> Tensors:
-            fold = self._policy.fold(static)
-            template[:] = [fold]  # heads and settings are the same at every call
-            return fold.columns, fold.values
+            packed = self._packed(static)
+            template[:] = [packed]  # its settings are the same at every call
+            return packed.tensors
 
         return Repeated(run, [torch.empty_like(question.contiguous())], self._recorder), template

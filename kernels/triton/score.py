@@ -101,6 +101,7 @@ def score_fwd_triton(
     fused = bool(config["FUSED"])
     video = _rows(video)
     columns = columns.to(video.dtype).contiguous()
+    values, token_head, frame_head = (t.contiguous() for t in (values, token_head, frame_head))
     plan = (_triples(sizes), tuple(slots), extra)
     tiles, frames, pieces = tile_tables(*plan, config["BLOCK_N"], device)
     finish = tiles

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
+import warnings
 from typing import Any
 
 import pytest
@@ -11,8 +13,9 @@ import torch
 from torch import Tensor
 
 from cacovid import Grid, SurpriseConfig, SurprisePolicy, ops, reference
+from cacovid.errors import InvalidInputError
 from cacovid.ops import _score_triton
-from cacovid.ops.score import pack_folds, score_packed
+from cacovid.ops.score import PackedFolds, pack_folds, score_packed
 from cacovid.reference import ScoreFold
 from cacovid.reference.score import HeadWeights
 from cacovid.testing import cases_of
@@ -290,10 +293,107 @@ def test_the_public_function_on_a_gpu() -> None:
         assert_within_budget(ours.cpu(), theirs, true)
 
 
-def test_too_many_slots_go_to_the_reference() -> None:
+def test_heads_that_folds_share() -> None:
+    """As those of one policy's questions: the kernels find the row of every fold."""
+    first, second = (make_fold(64, 2, 8 + i, (16, 16), False, i) for i in (0, 1))
+    check(
+        draw_video(GRID.num_tokens, 64),
+        [first, dataclasses.replace(second, token=first.token, frame=first.frame)],
+        GRID,
+        {**FUSED, "BLOCK_K": 64},
+    )
+
+
+@pytest.mark.parametrize("inter_frame", [False, True])
+def test_columns_that_are_rounded_beforehand(
+    inter_frame: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bits, and nothing for the launcher to convert."""
+    # As on a GPU: the Triton form will serve.
+    monkeypatch.setattr(sys.modules["cacovid.ops.score"], "_packed_form", lambda *_: "triton")
+    folds = [make_fold(64, 2, 8 + i, (16, 16), inter_frame, i) for i in (0, 1)]
+    video = draw_video(GRID.num_tokens, 64, torch.bfloat16).to(DEVICE)
+    plain, rounded = pack_folds(folds), pack_folds(folds, torch.bfloat16)
+    assert rounded.columns.dtype == torch.bfloat16 and rounded.columns.is_contiguous()
+    leaf = dataclasses.replace(folds[0], columns=folds[0].columns.clone().requires_grad_())
+    assert pack_folds(leaf, torch.bfloat16).columns.dtype == torch.float32
+    config = {**(SPLIT if inter_frame else FUSED), "BLOCK_K": 64}
+    sizes = [3, 21, 0, 4, 7, 1]
+    results = [
+        score_fwd_triton(
+            video, *(t.to(DEVICE) for t in packed.tensors), sizes, *packed[4:], config=config
+        )
+        for packed in (plain, rounded)
+    ]
+    assert torch.equal(results[0].token, results[1].token)
+    assert torch.equal(results[0].frame, results[1].frame)
+
+
+def test_rounded_columns_in_the_reference_and_under_a_gradient() -> None:
+    """Nothing but the columns' own rounding: all else stays in float32."""
+    fold = make_fold(64, 2, 8, (16, 16), True, 0)
+    video = draw_video(GRID.num_tokens, 64, torch.bfloat16)
+    rounded = pack_folds(fold)._replace(columns=fold.columns.T.bfloat16())
+    same = dataclasses.replace(fold, columns=fold.columns.bfloat16().float())
+    got = ops.score(video, rounded, GRID, backend="reference")
+    wanted = reference.score(video, same, GRID)
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+    fake = torch.ops.cacovid.score(
+        *(t.to("meta") for t in (video, *rounded.tensors)), [3, 21, 0, 4, 7, 0], *rounded[4:]
+    )
+    assert fake[0].dtype == fake[1].dtype == torch.float32
+    gradients = []
+    for packed, backend in ((rounded, "reference"), (pack_folds(same), "cpu")):
+        leaf = video.clone().requires_grad_()
+        token, frame = ops.score(leaf, packed, GRID, backend=backend)
+        gradients.append(torch.autograd.grad(token.sum() + frame.sum(), leaf)[0])
+    torch.testing.assert_close(*gradients, rtol=2**-7, atol=1e-2)
+
+
+@pytest.mark.parametrize("inter_frame", [False, True])
+def test_a_gradient_under_compile(inter_frame: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`_Score.apply(triton=True)` in one graph, forward and backward."""
+    monkeypatch.setattr(
+        configurations, "find",
+        lambda op, *rest: DW if op == "score_dw" else SPLIT if op == "score_project" else FUSED,
+    )  # fmt: skip
+    given = arguments(
+        draw_video(GRID.num_tokens, 64), [make_fold(64, 2, 8, (16, 16), inter_frame, 0)], GRID
+    )
+    leaves = [tensor.clone().requires_grad_() for tensor in given[1:5]]
+
+    def step(video: Tensor, *tensors: Tensor) -> Tensor:
+        packed = PackedFolds(*tensors, *given[6:])
+        return torch.cat(score_packed(video, packed, given[5], triton=True))
+
+    torch.compiler.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    weights = draw_video(1, GRID.num_tokens + GRID.num_frames)[0].to(DEVICE)
+    results = []
+    for function in (compiled, step):
+        scores = function(given[0], *leaves)
+        results.append([scores, *torch.autograd.grad(scores @ weights, leaves)])
+    for mine, other in zip(*results, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+
+
+def test_too_many_slots_go_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _score_triton.serves([64, 1024], 64)
     assert not _score_triton.serves([64, 1025], 64)
     assert not _score_triton.serves([64], 257)
+    # The public function, as where the tensors are on a GPU; then once is enough.
+    op = sys.modules["cacovid.ops.score"]
+    monkeypatch.setattr(type(op._SPEC), "choose", lambda *_: "triton")
+    monkeypatch.setattr(_score_triton, "_warned", set())
+    fold, video = make_fold(8, 1, 1025, (4, 4), False, 0), draw_video(4, 8)
+    with pytest.warns(RuntimeWarning, match=r"1025 slots and 8 features; .* 1024 and 256"):
+        got = ops.score(video, fold, [(1, 2, 2)])
+    assert torch.equal(got[0], reference.score(video, fold, [(1, 2, 2)])[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ops.score(video, pack_folds(fold, torch.float32), [(1, 2, 2)])
+    with pytest.raises(InvalidInputError, match=r"at most 1025 slots .*up to 1024"):
+        ops.score(video, fold, [(1, 2, 2)], backend="triton")
 
 
 def test_tables_partition_the_rows() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cacovid import ops
+from cacovid.backends import available
 from cacovid.ops._registry import TABLE
 from cacovid.ops.frame_sample import flat_plan as frame_integers
 from cacovid.ops.ocss_sample import flat_plan as ocss_integers
@@ -19,6 +20,7 @@ from cacovid.reference.frame_sample import frame_plan
 from cacovid.reference.ocss import ocss_plan
 from cacovid.reference.select_tokens import select_plan
 from cacovid.testing import cases_of
+from cacovid.testing.budgets import map_tensors
 from cacovid.testing.cases import GRIDS, token_scores
 from cacovid.types import Grid
 
@@ -69,6 +71,17 @@ def test_every_schema_is_checked() -> None:
 @pytest.mark.parametrize(("op", "arguments"), _schema_arguments())
 def test_opcheck(op: str, arguments: tuple[Any, ...]) -> None:
     torch.library.opcheck(getattr(torch.ops.cacovid, op).default, arguments)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("op", "arguments"), _schema_arguments())
+def test_opcheck_on_a_gpu(op: str, arguments: tuple[Any, ...]) -> None:
+    backend = next(b for b in TABLE[op].backends if b in ("triton", "cuda"))
+    if not available()[backend].available:
+        pytest.skip(available()[backend].reason)
+    on_device = map_tensors(arguments, lambda tensor: tensor.cuda())
+    torch.library.opcheck(getattr(torch.ops.cacovid, op).default, on_device)
 
 
 @pytest.mark.parametrize(

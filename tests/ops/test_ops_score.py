@@ -215,6 +215,60 @@ def test_what_has_no_compiled_form() -> None:
         ops.score(video, dataclasses.replace(folds[0], token=head), grid)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_folds_give_the_same_bits(dtype: torch.dtype) -> None:
+    video, folds, grid = _own_folds()
+    video = video.to(dtype)
+    for given in (folds, folds[0], [folds[1]] * grid.num_videos):
+        packed = pack_folds(given, dtype)
+        expected = ops.score(video, given, grid, backend="cpu")
+        got = ops.score(video, packed, grid, backend="cpu")
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+        # The reference's product reads the columns by rows then, and adds in another order.
+        plain = ops.score(video, packed, grid, backend="reference")
+        torch.testing.assert_close(plain, reference.score(video, given, grid))
+    wide = cast(folds, torch.float64)
+    got = ops.score(video.double(), pack_folds(wide, torch.float64), grid)
+    torch.testing.assert_close(got, reference.score(video.double(), wide, grid))
+
+
+def test_a_lone_fold_is_packed_without_copies() -> None:
+    fold = _policy(896).requires_grad_(False).fold(torch.randn(5, 896))
+    packed = pack_folds(fold)
+    assert packed.columns.data_ptr() == fold.columns.data_ptr()
+    assert packed.values.data_ptr() == fold.values.data_ptr()
+    assert packed.columns.is_contiguous() and packed.columns.shape == (128, 896)
+
+
+def test_gradients_flow_through_packed_folds() -> None:
+    video, folds, grid = _own_folds()
+    leaves = [fold.columns.clone().requires_grad_() for fold in folds]
+    own = [dataclasses.replace(f, columns=leaf) for f, leaf in zip(folds, leaves, strict=True)]
+    gradients = [
+        torch.autograd.grad(ops.score(video, given, grid, backend="cpu")[0].sum(), leaves)
+        for given in (own, pack_folds(own, torch.float32))
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_packed_folds_that_do_not_fit_are_refused() -> None:
+    video, folds, grid = _own_folds()
+    packed = pack_folds(folds)
+    with pytest.raises(InvalidInputError, match="no fold was given"):
+        pack_folds([])
+    with pytest.raises(InvalidInputError, match="of different policies"):
+        pack_folds([folds[0], dataclasses.replace(folds[1], eps=0.1)])
+    with pytest.raises(InvalidInputError, match="4 folds are packed for 1 videos"):
+        ops.score(video[:189], packed, [grid.sizes[0]])
+    with pytest.raises(InvalidInputError, match="hidden size 23, the packed folds 24"):
+        ops.score(video[:, 1:], packed, grid)
+    with pytest.raises(InvalidInputError, match="packed folds on meta"):
+        ops.score(video, packed._replace(columns=packed.columns.to("meta")), grid)
+    rounded = packed._replace(columns=packed.columns.bfloat16())
+    with pytest.raises(InvalidInputError, match=r"packed for videos in torch\.bfloat16; got .*32"):
+        ops.score(video, rounded, grid)
+
+
 def test_a_plan_that_contradicts_itself_is_refused() -> None:
     video, folds, _ = _own_folds()
     packed = list(pack_folds(folds[:2]))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cacovid import (
     CompressionSession,
@@ -22,16 +23,36 @@ from cacovid.session.recording import Recording
 WIDTH = 32
 
 
+class Work(TorchDispatchMode):
+    """Lists the ops that compute something, which are launches on a GPU; views are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not any(r.alias_info and not r.alias_info.is_write for r in op._schema.returns):
+            self.names.append(op._schema.name)
+        return op(*args, **(kwargs or {}))
+
+
 class GraphOnHost:
-    """Records as CUDA graphs do: a replay reads the same inputs and overwrites the same outputs."""
+    """Records as CUDA graphs do: a replay reads the same inputs and overwrites the same outputs.
+
+    `work` names the ops of the last recording.
+    """
 
     def __init__(self) -> None:
         self.recorded = self.replayed = 0
+        self.work: list[str] = []
 
     def record(self, function: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Recording:
         self.recorded += 1
         # A capture computes nothing: what the outputs hold before the first replay is no result.
-        outputs = tuple(out.clone() for out in function(*inputs))
+        with Work() as work:
+            made = function(*inputs)
+        self.work = work.names
+        outputs = tuple(out.clone() for out in made)
         for out in outputs:
             out.fill_(torch.nan if out.is_floating_point() else torch.iinfo(out.dtype).min)
 
@@ -63,9 +84,13 @@ def policy(request: pytest.FixtureRequest) -> Any:
 
 def make_policy(kind: str, width: int = WIDTH) -> Any:
     torch.manual_seed(0)
-    if kind == "self":
+    if kind.startswith("self"):
         config = SelfAttentionConfig(
-            hidden_size=width, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48
+            hidden_size=width,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=48,
+            mrope_section=(2, 1, 1) if kind == "self_three_axes" else None,
         )
         return SelfAttentionPolicy(config)
     slots = 0 if kind == "cross_without_slots" else 8

@@ -85,6 +85,16 @@ def test_one_graph_of_the_video_serves_questions_of_every_length(recorders):
     assert question.recorded == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["cross", "cross_without_slots"])
+def test_the_graph_of_the_video_holds_the_kernels_alone(kind, dtype, recorders):
+    session = CompressionSession(make_policy(kind), GRID, retention=0.2)
+    session.warm_up(dtype, [5])
+    video, question = recorders
+    assert video.work == ["cacovid::score", "cacovid::select_and_gather"]
+    assert question.work.count("aten::cat") >= 3  # of the fold's columns and of both heads
+
+
 def test_results_are_the_callers_own_unless_asked_otherwise(policy, recorders):
     first, second = inputs_of(GRID, 5, seed=1), inputs_of(GRID, 5, seed=2)
     for reuse in (False, True):
@@ -156,6 +166,40 @@ def test_positions_of_three_axes_and_of_the_video_alone(recorders):
         assert full.position_ids.shape == (3, sum(GRID.budgets(0.2)))
         assert torch.equal(full.position_ids, three[:, full.keep])
         assert_equal(alone, full)
+
+
+@pytest.mark.parametrize(("kind", "captured"), [("self_three_axes", True), ("self", False)])
+def test_positions_of_three_axes_are_read_in_a_graph_where_the_policy_has_three(
+    kind, captured, recorders
+):
+    """With one axis the policy looks at the positions, which no graph can."""
+    policy = make_policy(kind)
+    session = CompressionSession(policy, GRID, retention=0.2)
+    for seed in range(4):
+        video, question, positions = inputs_of(GRID, 5, seed=seed)
+        three = positions.expand(3, -1).clone()
+        if captured:
+            three += torch.randint(0, 9, three.shape, generator=torch.Generator().manual_seed(seed))
+        wanted = expected(policy, video, question, three, GRID, 0.2)
+        assert_equal(session(video, question, three), wanted)
+    assert (recorders[0].recorded, recorders[0].replayed) == ((1, 3) if captured else (0, 0))
+
+
+def test_text_follows_the_largest_position_of_all_axes():
+    policy = make_policy("self_three_axes")
+    video, question, _ = inputs_of(GRID, 5)
+    n = GRID.num_tokens
+    axes = torch.stack((torch.arange(n) // 20, torch.arange(n) // 5, torch.arange(n) % 5 * 30))
+    text = (int(axes.max()) + torch.arange(1, 6)).expand(3, -1)
+    seen = []
+
+    def watched(prompt):
+        seen.append(prompt.position_ids)
+        return policy(prompt)
+
+    session = CompressionSession(watched, GRID, retention=0.2)
+    session(video, question, axes)
+    assert torch.equal(seen[0], torch.cat((axes, text), dim=1))
 
 
 def test_a_policy_that_reads_positions_takes_the_question_behind_the_video():

@@ -49,11 +49,13 @@ def test_graphs_give_what_the_policy_and_the_ops_give(kind):
     session.check()
 
 
-@pytest.mark.parametrize("kind", ["cross", "self"])
-def test_replays_wait_for_nothing(kind):
+@pytest.mark.parametrize(("kind", "axes"), [("cross", 1), ("self", 1), ("self_three_axes", 3)])
+def test_replays_wait_for_nothing(kind, axes):
     session = CompressionSession(make_policy(kind), GRID, retention=0.2, device="cuda")
-    session.warm_up(torch.bfloat16, [5], with_question_positions=True)
-    inputs = on_device(inputs_of(GRID, 5, dtype=torch.bfloat16))
+    session.warm_up(torch.bfloat16, [5], with_question_positions=True, position_axes=axes)
+    video, question, positions = inputs_of(GRID, 5, dtype=torch.bfloat16)
+    positions = positions if axes == 1 else torch.stack((positions, positions, positions * 2))
+    inputs = on_device((video, question, positions))
     torch.cuda.synchronize()
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
