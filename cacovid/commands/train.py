@@ -151,7 +151,8 @@ class Train(Command):
                 f"{before['accuracy']:.3f} before, {after['accuracy']:.3f} after"
             )
         if trainer.unreadable:
-            write_line(f"unreadable videos: {len(trainer.unreadable)}")
+            listed = Path(run.config.output) / "unreadable.json"
+            write_line(f"unreadable videos: {len(trainer.unreadable)}, listed in {listed}")
         if after is not None and after["unreadable"]:
             write_line(f"held-out questions without a readable video: {len(after['unreadable'])}")
         write_line(f"policy: {policy}")

@@ -53,7 +53,7 @@ def cpo_loss(
         backend: Forces an implementation (see `cacovid.backends`).
 
     Returns:
-        `Loss(total, token, frame)`, scalars.
+        `Loss(total, token, frame)`, scalars in float32, or float64 for scores in float64.
 
     Raises:
         InvalidInputError: for shapes, dtypes or devices that do not fit, or a backend that is not

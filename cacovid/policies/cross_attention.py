@@ -155,7 +155,11 @@ class CrossAttentionPolicy(StoredPolicy):
         return Scores(token, frame)
 
     def plain(self, prompt: Prompt) -> Scores:
-        """The formula of ALGORITHMS 1.1 as it stands, without folding."""
+        """The formula of ALGORITHMS 1.1 as it stands, without folding.
+
+        Under autocast the video and the question are read in its precision; the heads that make
+        the scores compute in that of the weights.
+        """
         self._check(prompt)
         c = self.config
         tokens, frames = [], []
@@ -172,9 +176,14 @@ class CrossAttentionPolicy(StoredPolicy):
             u = self.features(x) + self.output(mixed)
             if c.inter_frame:
                 u = u + difference_to_previous_frame(self.difference(x), size[1] * size[2])
-            token, frame = heads(
-                u, size[0], self.token_head.weights, self.frame_head.weights, c.score_bound
-            )
+            with torch.autocast(u.device.type, enabled=False):
+                token, frame = heads(
+                    u.to(self.query.weight.dtype),
+                    size[0],
+                    self.token_head.weights,
+                    self.frame_head.weights,
+                    c.score_bound,
+                )
             tokens.append(token)
             frames.append(frame)
         return Scores(torch.cat(tokens), torch.cat(frames))
@@ -190,11 +199,15 @@ class CrossAttentionPolicy(StoredPolicy):
     def fold(self, question: Tensor) -> ScoreFold:
         """Folds a question into the weights that read the video.
 
-        Exact up to rounding (3e-15 relative in float64).
+        Exact up to rounding (3e-15 relative in float64). Autocast changes nothing.
 
         Args:
             question: `[L, D]` float, the question tokens' embeddings; `L` may be 0.
         """
+        with torch.autocast(question.device.type, enabled=False):
+            return self._fold(question)
+
+    def _fold(self, question: Tensor) -> ScoreFold:
         c = self.config
         slots = self.read_question(question)
         key = self.key(slots).unflatten(1, (c.heads, -1)).transpose(0, 1)

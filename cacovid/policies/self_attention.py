@@ -155,7 +155,11 @@ class SelfAttentionPolicy(StoredPolicy):
         return folded_scores(weights, self.config, prompt, rows, rotation)
 
     def plain(self, prompt: Prompt) -> Scores:
-        """The formula of ALGORITHMS 1.1 as it stands; arguments and errors as for `forward`."""
+        """The formula of ALGORITHMS 1.1 as it stands; arguments and errors as for `forward`.
+
+        Under autocast the decoder layer computes in its precision; the heads that make the scores
+        compute in that of the weights.
+        """
         self._check(prompt)
         c = self.config
         hidden = prompt.embeds.to(self.layernorm.weight.dtype)
@@ -169,8 +173,9 @@ class SelfAttentionPolicy(StoredPolicy):
         )
         x = rows.index_select(0, prompt.video_index)
         frames = torch.stack([part.mean(0) for part in x.split(list(prompt.grid.tokens_per_frame))])
-        token = self.token_compress(self.layernorm(x))
-        frame = self.frame_compress(self.layernorm(frames))
+        with torch.autocast(x.device.type, enabled=False):
+            token = self.token_compress(self.layernorm(x))
+            frame = self.frame_compress(self.layernorm(frames))
         return Scores(_keep_minus_drop(token), _keep_minus_drop(frame))
 
     def fold(self) -> FoldedWeights:

@@ -105,6 +105,8 @@ class SurprisePolicy(StoredPolicy):
     def forward(self, prompt: Prompt) -> Scores:
         """Scores by the folded form; differentiable with respect to the weights.
 
+        Autocast changes nothing.
+
         Args:
             prompt: The embedded prompt, or several packed ones, on the policy's device.
 

@@ -56,7 +56,7 @@ def cpo_loss(
         kl_weight: Weight of `exp(log 1/2 - log pi) - (log 1/2 - log pi) - 1`.
 
     Returns:
-        `Loss(total, token, frame)` in the dtype of the scores.
+        `Loss(total, token, frame)` in float32, or float64 for scores in float64.
 
     Raises:
         InvalidInputError: for shapes that do not fit.
@@ -106,6 +106,8 @@ def _part(
     balanced: bool,
 ) -> Tensor:
     check_part(name, scores, old, masks, rewards)
+    # In half precision rewards that differ by little are the same, or have another mean than 0.
+    scores, old = (s.to(torch.promote_types(s.dtype, torch.float32)) for s in (scores, old))
     kept = masks.bool()
     rewards = rewards.to(scores.dtype)
     spread = rewards.std() if rewards.numel() > 1 else rewards.new_zeros(())
@@ -140,7 +142,7 @@ def part_and_gradient(
     for a dropped one.
 
     Args:
-        scores: `[n]` float.
+        scores: `[n]` float32 or float64.
         old: `[n]`.
         masks: `[G, n]` bool.
         rewards: `[G]`.

@@ -112,6 +112,8 @@ class CPO:
         old, own = progress.old, self.settings
         assert old is not None
         frame_scores = scores.frame if scores.frame is not None else scores.token[:0]
+        if scores.frame is None:
+            frame_masks = frame_masks[:, :0]  # no frame was drawn, and none has a score
         old_frames = old.frame if old.frame is not None else old.token[:0]
         result = ops.cpo_loss(
             scores.token + own.keep_logit,

@@ -44,6 +44,7 @@ from cacovid.train.evaluation import Evaluation, evaluate_greedy
 from cacovid.train.imitation import Imitation
 from cacovid.train.marking import check_packages
 from cacovid.train.objective import Objective
+from cacovid.train.provenance import digest, entries
 from cacovid.train.rewards import LocalReward, freeze
 from cacovid.train.score import SCORE
 from cacovid.train.sharding import Lockstep, launched_with_fsdp, plain_launch, shard_frozen
@@ -103,8 +104,27 @@ class Run:
             trackers=self.config.trackers,
             lockstep=self.lockstep,
             evaluate=self._accuracy if self.held_out else None,
+            provenance=self._provenance,
             **callbacks,
         )
+
+    @property
+    def _provenance(self) -> dict[str, Any]:
+        """What the result hangs on besides the samples and the trainer's own settings."""
+        c = self.config
+        # Files may be moved: what was read from them counts, not where they lie.
+        places = {"file", "video_root", "images", "kept", "max_skipped"}
+        found = {
+            "model": c.model,
+            "dtype": str(next(self.reward.model.parameters()).dtype).removeprefix("torch."),
+            **entries(c.data, "data.", places),
+            **entries(c.reward, "reward.", {"batch_tokens", "cached_videos"}),
+            **entries(c.evaluation, "evaluation.", places),
+            "evaluation.samples": digest(self.held_out),
+        }
+        for number, stage in enumerate(c.stages, 1):
+            found |= entries(stage.data, f"stages.{number}.data.", places)
+        return found
 
     def _accuracy(self) -> float:
         result = self.evaluate()

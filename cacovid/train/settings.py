@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from cacovid.errors import InvalidInputError
 
+#: Settings that have no say in what a run ends with: one that is resumed may have others.
+FREE_SETTINGS = frozenset(
+    {"log_every", "checkpoint_every", "keep_checkpoints", "evaluate_every", "max_unreadable"}
+)
+
 
 @dataclass(frozen=True)
 class TrainerSettings:
@@ -25,14 +30,16 @@ class TrainerSettings:
         final_rate: Rate at the end, as a share of the peak.
         weight_decay: Of AdamW.
         max_grad_norm: Gradients are scaled down to this norm.
-        mixed_precision: `"no"`, or `"bf16"` for GPUs.
+        mixed_precision: `"no"`, or `"bf16"` for GPUs: the policy learns under autocast. Weights,
+            scores and the loss stay in float32, and evaluations are as without it.
         seed: Of the order of samples and of all rollouts.
         log_every: Steps between log entries.
         checkpoint_every: Steps between checkpoints.
         keep_checkpoints: How many are kept.
         evaluate_every: Steps between greedy evaluations on the held-out questions, logged as
             `greedy`; 0: only before and after.
-        max_unreadable: Share of samples with unreadable videos that stops the run (after 20).
+        max_unreadable: Share of samples with unreadable videos that stops the run (after 20), over
+            all processes.
     """
 
     steps: int = 1000

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from cacovid.errors import CacovidError, InvalidInputError, MissingDependencyError, VideoReadError
 from cacovid.policies import StoredPolicy
+from cacovid.policies.storage import CONFIG
 from cacovid.train.checkpoint import last_checkpoint, read_checkpoint, write_checkpoint
 from cacovid.train.curriculum import Curriculum
 from cacovid.train.data import Samples, TrainingSample
@@ -20,9 +22,10 @@ from cacovid.train.encoding import PreparedSample
 from cacovid.train.monitor import collapse, describe_scores
 from cacovid.train.objective import Objective
 from cacovid.train.packing import pack_prompts, split_scores
-from cacovid.train.settings import TrainerSettings
+from cacovid.train.provenance import digest, entries
+from cacovid.train.settings import FREE_SETTINGS, TrainerSettings
 from cacovid.train.sharding import Lockstep, plain_launch
-from cacovid.types import Grid, Prompt
+from cacovid.types import Grid, Prompt, Scores
 
 #: Called after every step with its number and the log entry (None between entries).
 OnStep = Callable[[int, dict[str, float] | None], None]
@@ -51,9 +54,12 @@ class Trainer:
             always written.
         lockstep: Of a sharded frozen model; keeps the processes together.
         on_step: Called after every step.
-        on_warning: Called with what should be looked at.
+        on_warning: Called with what should be looked at; on the first process also with the videos
+            that another one could not read.
         evaluate: Accuracy of greedy selection now; called every `evaluate_every` steps, and logged
             as `greedy`.
+        provenance: What else the result hangs on (the data, the model), by name: numbers, texts,
+            None or lists of them. A checkpoint of a run that differs is not resumed.
 
     Raises:
         InvalidInputError: without samples, for stages of another number of steps than the settings,
@@ -75,6 +81,7 @@ class Trainer:
         on_step: OnStep | None = None,
         on_warning: Callable[[str], None] | None = None,
         evaluate: Callable[[], float] | None = None,
+        provenance: Mapping[str, Any] | None = None,
     ) -> None:
         self.curriculum = Curriculum.of(samples, settings.steps)
         if self.curriculum.steps != settings.steps:
@@ -89,12 +96,13 @@ class Trainer:
         self.on_step = on_step
         self.on_warning = on_warning or (lambda text: None)
         self.evaluate = evaluate
+        #: `(id, reason)` of samples whose videos could not be read, on all processes.
         self.unreadable: list[tuple[str, str]] = []
         self.log: list[dict[str, float]] = []
         self._collapsed = False
         self._lockstep = lockstep
         on_cpu = next(policy.parameters()).device.type == "cpu"
-        self._accelerator = _accelerator(settings, trackers, self.folder, on_cpu)
+        self._accelerator = _accelerator(trackers, self.folder, on_cpu)
         groups = _parameter_groups(policy, settings, pretrained)
         self._optimizer = torch.optim.AdamW(
             groups, lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -105,6 +113,16 @@ class Trainer:
         )
         self._model: Any = self._accelerator.prepare_model(policy)
         self._trackers = trackers
+        self._provenance = {
+            **_objective_entries(objective),
+            **entries(settings, "training.", FREE_SETTINGS),
+            "stages": [stage.steps for stage in self.curriculum.stages],
+            "samples": [digest(stage.samples) for stage in self.curriculum.stages],
+            "pretrained": list(pretrained),
+            "processes": self._accelerator.num_processes,
+            "device": self._accelerator.device.type,
+            **(provenance or {}),
+        }
 
     @property
     def is_main(self) -> bool:
@@ -127,23 +145,17 @@ class Trainer:
             self._accelerator.end_training()
 
     def resume(self) -> int:
-        """Takes up at the last checkpoint of the folder; returns the steps done (0: none)."""
+        """Takes up at the last checkpoint of the folder; returns the steps done (0: none).
+
+        Raises:
+            InvalidInputError: if the checkpoint is damaged, or of a run with other settings,
+                samples or provenance; what differs is named. `log_every` and what else has no say
+                in the result (`cacovid.train.settings.FREE_SETTINGS`) may differ.
+        """
         path = last_checkpoint(self.folder / "checkpoints")
         if path is None:
             return 0
-        state = read_checkpoint(path, self.policy)
-        if state["steps"] != self.settings.steps or state["seed"] != self.settings.seed:
-            raise InvalidInputError(
-                f"{path} is of a run of {state['steps']} steps with seed {state['seed']}; this one "
-                f"has {self.settings.steps} and {self.settings.seed}. Use the same configuration, "
-                f"or another output folder"
-            )
-        stages = state.get("stages", [state["steps"]])
-        if stages != self._stages:
-            raise InvalidInputError(
-                f"{path} is of a run with stages of {stages} steps; this one has {self._stages}. "
-                f"Use the same configuration, or another output folder"
-            )
+        state = read_checkpoint(path, self.policy, self._provenance)
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self.unreadable = [tuple(entry) for entry in state["unreadable"]]
@@ -154,11 +166,13 @@ class Trainer:
         """Runs the steps from `first` on, up to `last` or the end.
 
         Raises:
-            TrainingError: for a loss that is no number, or too many unreadable videos.
+            TrainingError: for scores, a loss or a gradient that are no numbers, or too many
+                unreadable videos.
         """
         steps = self.settings.steps if last is None else min(last, self.settings.steps)
         metrics: list[dict[str, float]] = []
         self._start_trackers(first)
+        self._list_unreadable()
         for step in range(first, steps):
             metrics += self._step(step)
             every = self.settings.evaluate_every
@@ -175,53 +189,59 @@ class Trainer:
                 self.save(step + 1)
             if self.on_step is not None:
                 self.on_step(step + 1, entry)
-        if steps == self.settings.steps and self._lockstep is None:
+        if steps < self.settings.steps:
+            return
+        # Of a finished run that was taken up again, it may have been moved or deleted since.
+        if self.is_main and not (self.folder / "policy" / CONFIG).exists():
+            self.policy.save_pretrained(self.folder / "policy")
+        if self._lockstep is None:
             self._accelerator.end_training()
 
     def save(self, step: int) -> None:
-        """Writes a checkpoint; after the last step the policy itself too (`folder/policy`)."""
+        """Writes a checkpoint; after the last step first the policy itself (`folder/policy`)."""
         if self.is_main:
+            if step == self.settings.steps:
+                # A run that is killed between the two is resumed before this step, and writes both.
+                self.policy.save_pretrained(self.folder / "policy")
             state = {
                 "optimizer": self._optimizer.state_dict(),
                 "schedule": self._schedule.state_dict(),
                 "unreadable": [list(entry) for entry in self.unreadable],
-                "steps": self.settings.steps,
-                "seed": self.settings.seed,
-                "stages": self._stages,
+                "provenance": self._provenance,
             }
             write_checkpoint(
                 self.folder / "checkpoints", step, self.policy, state,
                 self.settings.keep_checkpoints,
             )  # fmt: skip
-            if step == self.settings.steps:
-                self.policy.save_pretrained(self.folder / "policy")
         self._accelerator.wait_for_everyone()
 
     def group(self, step: int) -> list[tuple[int, TrainingSample]]:
         """The samples of a step on this process, each with its place in the whole run."""
-        each, world = self.settings.samples_per_step, self._accelerator.num_processes
-        begin = step * each * world + self._accelerator.process_index * each
+        each = self.settings.samples_per_step
+        begin = step * self._group + self._accelerator.process_index * each
         return [(place, self._at(place)) for place in range(begin, begin + each)]
 
     def _at(self, place: int) -> TrainingSample:
-        group = self.settings.samples_per_step * self._accelerator.num_processes
-        return self.curriculum.at(place, group, self.settings.seed)
+        return self.curriculum.at(place, self._group, self.settings.seed)
 
     @property
-    def _stages(self) -> list[int]:
-        return [stage.steps for stage in self.curriculum.stages]
+    def _group(self) -> int:
+        """Samples of a step, over all processes."""
+        return self.settings.samples_per_step * int(self._accelerator.num_processes)
 
     def _step(self, step: int) -> list[dict[str, float]]:
         prepared: list[tuple[int, PreparedSample]] = []
+        failed: list[tuple[str, str]] = []
         for place, sample in self.group(step):
             try:
                 prepared.append((place, self.objective.prepare(sample)))
             except VideoReadError as error:
-                self.unreadable.append((sample.id, str(error)))
-                self.on_warning(f"skipped {sample.id}: {error}")
+                failed.append((sample.id, str(error)))
         self.catch_up()
-        self._stop_if_unreadable(step)
         count = int(self._reduce(float(len(prepared))))
+        if count < self._group:
+            self._note_unreadable(failed)
+        self._stop_if_unreadable(step)
         progress = [
             self.objective.begin(p, self.settings.seed * 1_000_003 + place) for place, p in prepared
         ]
@@ -251,19 +271,19 @@ class Trainer:
         """This process's part of the mean loss, scaled so that DDP's mean over processes fits."""
         if not prepared:
             # The others wait for this process's gradients, and DDP gives none without a forward.
-            scores = self._model(_any_prompt(self.policy))
+            scores = self._score(_any_prompt(self.policy))
             parts = [scores.token, *self.policy.parameters()]
             parts += [] if scores.frame is None else [scores.frame]
             return torch.stack([part.sum() for part in parts]).sum() * 0.0, []
         prompts = [p.prompt for p in prepared]
         packed = pack_prompts(prompts)
-        scores = self._model(packed)
+        scores = self._score(packed)
+        own_scores = split_scores(scores, prompts)
+        _check_finite(scores, own_scores, prepared)
         described = describe_scores(scores, packed.grid)
         self._warn_of_collapse(described)
         losses, metrics = [], []
-        for own, state, sample in zip(
-            split_scores(scores, prompts), progress, prepared, strict=True
-        ):
+        for own, state, sample in zip(own_scores, progress, prepared, strict=True):
             update = self.objective.update(own, state)
             if not math.isfinite(float(update.loss.detach())):
                 raise TrainingError(
@@ -275,6 +295,14 @@ class Trainer:
             metrics.append({**update.metrics, **described, "loss": float(update.loss.detach())})
         world = self._accelerator.num_processes
         return torch.stack(losses).sum() * (world / max(1, count)), metrics
+
+    def _score(self, prompt: Prompt) -> Scores:
+        # Not by Accelerate, which would leave the policy changed: evaluations are to be of what is
+        # stored, without autocast.
+        half = self.settings.mixed_precision == "bf16"
+        with torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=half):
+            scores: Scores = self._model(prompt)
+        return scores
 
     def _start_trackers(self, first: int) -> None:
         if self._trackers:
@@ -311,20 +339,36 @@ class Trainer:
             self.on_warning(text)
         self._collapsed = text is not None
 
+    def _note_unreadable(self, failed: list[tuple[str, str]]) -> None:
+        """Lists what all processes failed to read; all call it."""
+        from accelerate.utils import gather_object
+
+        failed = gather_object(failed)
+        self.unreadable += failed
+        self._list_unreadable()
+        if self.is_main:
+            for name, reason in failed:
+                self.on_warning(f"skipped {name}: {reason}")
+
+    def _list_unreadable(self) -> None:
+        if self.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({"unreadable": dict(self.unreadable)})
+            _write_whole(self.folder / "unreadable.json", text + "\n")
+
     def _stop_if_unreadable(self, step: int) -> None:
-        seen = (step + 1) * self.settings.samples_per_step
+        seen = (step + 1) * self._group
         failed = len(self.unreadable)
         if seen >= 20 and failed > self.settings.max_unreadable * seen:
             shown = "\n".join(f"  {name}: {reason}" for name, reason in self.unreadable[:50])
             raise TrainingError(
                 f"{failed} of {seen} samples have unreadable videos, more than the share "
-                f"{self.settings.max_unreadable} that is allowed (max_unreadable):\n{shown}"
+                f"{self.settings.max_unreadable} that is allowed (max_unreadable); all are listed "
+                f"in {self.folder / 'unreadable.json'}:\n{shown}"
             )
 
 
-def _accelerator(
-    settings: TrainerSettings, trackers: tuple[str, ...], folder: Path, on_cpu: bool
-) -> Any:
+def _accelerator(trackers: tuple[str, ...], folder: Path, on_cpu: bool) -> Any:
     try:
         from accelerate import Accelerator
     except ImportError as error:
@@ -333,7 +377,7 @@ def _accelerator(
     with plain_launch():
         return Accelerator(
             cpu=on_cpu,
-            mixed_precision=settings.mixed_precision,
+            mixed_precision="no",
             log_with=list(trackers) or None,
             project_dir=str(folder),
         )
@@ -358,6 +402,34 @@ def _check_trackers(trackers: tuple[str, ...]) -> None:
             raise MissingDependencyError(
                 f"trackers holds {name!r}, which is not installed: pip install {name}"
             )
+
+
+def _objective_entries(objective: Objective) -> dict[str, Any]:
+    name = type(objective).__name__.lower()
+    settings = getattr(objective, "settings", None)
+    if not dataclasses.is_dataclass(settings):
+        return {"objective": name}
+    return {"objective": name, **entries(settings, f"{name}.")}
+
+
+def _check_finite(scores: Scores, each: list[Scores], prepared: list[PreparedSample]) -> None:
+    """Raises:
+    TrainingError: naming the samples with scores that are no finite numbers.
+    """
+    if _finite(scores):
+        return
+    names = [p.sample.id for own, p in zip(each, prepared, strict=True) if not _finite(own)]
+    raise TrainingError(
+        f"the scores of sample {', '.join(names)} are no finite numbers; the last checkpoint is as "
+        f"it was. Look at the sample's video; if this comes with every sample, the weights have "
+        f"diverged: go on from the checkpoint with a lower learning rate in another output folder "
+        f"(policy.start)"
+    )
+
+
+def _finite(scores: Scores) -> bool:
+    frame = scores.token[:0] if scores.frame is None else scores.frame
+    return bool(torch.cat((scores.token.detach(), frame.detach())).isfinite().all())
 
 
 def _any_prompt(policy: StoredPolicy) -> Prompt:
@@ -405,6 +477,11 @@ def _cut_log(path: Path, step: int) -> None:
                 kept.append(line)
         except (json.JSONDecodeError, KeyError):
             continue  # a line cut off by a kill
+    _write_whole(path, "".join(line + "\n" for line in kept))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """The file is there whole, or as it was."""
     part = path.with_name(path.name + ".part")
-    part.write_text("".join(line + "\n" for line in kept))
+    part.write_text(text)
     part.replace(path)

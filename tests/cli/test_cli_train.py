@@ -49,6 +49,8 @@ def test_train_prints_before_and_after(cacovid, config, tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     facts = json.loads(resumed.stdout)
     assert facts["policy"] == "out/policy" and facts["after"]["questions"] == 4
+    refused = cacovid("train", config(data={"scenes": 3, "per_scene": 3}), "--resume")
+    assert refused.returncode == 1 and "data.scenes was 2 and is now 3" in refused.stderr
     use = cacovid("ask", "missing.mp4", "what?", "--policy", "out/policy")
     assert "missing.mp4" in use.stderr
 

@@ -103,6 +103,35 @@ def test_folded_equals_plain(settings, questions):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("slots", [0, 4])
+def test_autocast_changes_nothing_without_a_gradient(slots):
+    policy = small("cross", slots=slots)
+    prompt = prompt_of((3, 2, 3), dtype=torch.float32)
+    with torch.no_grad():
+        expected = policy(prompt)
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = policy(prompt)
+    assert torch.equal(scores.token, expected.token)
+    assert torch.equal(scores.frame, expected.frame)
+
+
+@pytest.mark.parametrize(("kind", "slots"), [("cross", 0), ("cross", 4), ("self", None)])
+def test_heads_compute_in_float32_under_autocast(kind, slots):
+    policy = small(kind, **({} if slots is None else {"slots": slots}))
+    prompt = prompt_of((3, 2, 3), dtype=torch.float32)
+    expected = policy(prompt)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = policy(prompt)
+    for got, wanted in ((scores.token, expected.token), (scores.frame, expected.frame)):
+        assert got.dtype == torch.float32 and not torch.equal(got, got.bfloat16().float())
+        # Not equal: what comes before the heads was multiplied in bfloat16.
+        assert not torch.equal(got, wanted)
+        torch.testing.assert_close(got, wanted, rtol=0.0, atol=0.1 * float(wanted.detach().std()))
+    (scores.token.sum() + scores.frame.sum()).backward()
+    used = {name: p.grad for name, p in policy.named_parameters() if "mode_selection" not in name}
+    assert all(grad is not None and grad.dtype == torch.float32 for grad in used.values())
+
+
 def test_the_score_is_the_formula_written_out():
     policy = randomised(small("cross")).double()
     c = policy.config

@@ -57,6 +57,23 @@ def test_equal_rewards_teach_nothing():
     assert token.grad.abs().max() == 0
 
 
+def test_scores_in_half_precision_leave_rewards_as_they_are():
+    """At the first update all ratios are 1 and advantages have the mean 0: so has the loss."""
+    token, frame, _, _, masks, frame_masks, *_ = arguments(torch.bfloat16)
+    rewards = torch.tensor([-7.01, -7.02, -7.05, -7.0, -7.03])  # log-probabilities
+    leaf = token.clone().requires_grad_()
+    half = cpo_loss(leaf, frame, token, frame, masks, frame_masks, rewards, rewards)
+    half.token.backward()
+    wide = [t.float() for t in (token, frame)]
+    own = wide[0].clone().requires_grad_()
+    single = cpo_loss(own, wide[1], *wide, masks, frame_masks, rewards, rewards)
+    single.token.backward()
+    assert half.total.dtype == torch.float32 and abs(float(half.total.detach())) < 1e-4
+    assert all(torch.equal(a, b) for a, b in zip(half, single, strict=True))
+    assert leaf.grad.dtype == torch.bfloat16 and bool(own.grad.any())
+    assert torch.equal(leaf.grad, own.grad.bfloat16())
+
+
 def test_shapes_that_do_not_fit_are_named():
     bad = arguments()
     bad[6] = bad[6][:4]

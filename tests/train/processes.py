@@ -62,11 +62,15 @@ def main(given: dict[str, Any]) -> None:
         CrossAttentionConfig(hidden_size=192, slots=4, slot_width=16, head_size=8)
     )
     settings = TrainerSettings(
-        steps=3, samples_per_step=given["each"], learning_rate=1e-3, checkpoint_every=1,
-        log_every=1, max_unreadable=1.0,
+        steps=given.get("steps", 3), samples_per_step=given["each"], learning_rate=1e-3,
+        checkpoint_every=1, log_every=1, max_unreadable=given.get("max_unreadable", 1.0),
     )  # fmt: skip
+    warnings: list[str] = []
     sharded = shard_frozen(model, torch.device("cpu")) if given.get("shard") else None
-    run = Trainer(policy, objective, samples, settings, Path(given["folder"]), lockstep=sharded)
+    run = Trainer(
+        policy, objective, samples, settings, Path(given["folder"]), lockstep=sharded,
+        on_warning=warnings.append,
+    )  # fmt: skip
     run.train(run.resume())
     run.catch_up()
     run.close()
@@ -75,7 +79,9 @@ def main(given: dict[str, Any]) -> None:
         (p.to_local() if hasattr(p, "to_local") else p).numel()
         for p in model.model.language_model.layers.parameters()
     )
-    facts = {"held": held, "unreadable": [name for name, _ in run.unreadable]}
+    names = [name for name, _ in run.unreadable]
+    skipped = [text for text in warnings if text.startswith("skipped")]
+    facts = {"held": held, "unreadable": names, "skipped": skipped}
     if sharded is not None:
         facts["forwards"] = sharded.forwards
         facts["idle_forwards"] = sharded.idle_forwards

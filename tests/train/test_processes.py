@@ -20,20 +20,25 @@ LAUNCH = [
 FSDP = ["--config_file", str(HERE.parents[1] / "bench" / "configs" / "accelerate-fsdp2.yaml")]
 
 
-def train(folder: Path, launch: list[str], **given):
-    """Runs `processes.py`; returns its policy, its log and what each process saw."""
-    import cacovid
-
+def start(folder: Path, launch: list[str], **given):
+    """Runs `processes.py`."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]),
         "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true",
     }  # fmt: skip
     command = launch or [sys.executable]
     given = json.dumps({"folder": str(folder)} | given)
-    done = subprocess.run(
+    return subprocess.run(
         [*command, str(HERE / "processes.py"), given],
         env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
+
+
+def train(folder: Path, launch: list[str], **given):
+    """Runs `processes.py`; returns its policy, its log and what each process saw."""
+    import cacovid
+
+    done = start(folder, launch, **given)
     assert done.returncode == 0, done.stderr[-4000:]
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     ranks = [json.loads(path.read_text()) for path in sorted(folder.glob("rank-*.json"))]
@@ -54,7 +59,27 @@ def test_a_process_without_a_readable_video_goes_along(tmp_path):
     one = train(tmp_path / "one", [], each=2, unreadable=[1, 2])
     two = train(tmp_path / "two", [*LAUNCH, "--multi_gpu"], each=1, unreadable=[1, 2])
     check_same_learning(one, two)
-    assert [len(rank["unreadable"]) for rank in two[2]] == [1, 1]
+    # Each process could not read one of the videos, and knows of both; the first one tells of them.
+    (alone,) = one[2]
+    assert len(alone["unreadable"]) == len(alone["skipped"]) == 2
+    assert [rank["unreadable"] for rank in two[2]] == [alone["unreadable"]] * 2
+    assert [rank["skipped"] for rank in two[2]] == [alone["skipped"], []]
+    assert [entry["unreadable"] for entry in two[1]] == [1.0, 2.0, 2.0]
+    listed = json.loads((tmp_path / "two" / "unreadable.json").read_text())["unreadable"]
+    assert list(listed) == alone["unreadable"]
+
+
+@pytest.mark.timeout(600)
+def test_unreadable_videos_of_all_processes_stop_the_run(tmp_path):
+    """Twelve steps of two samples: 20 were tried after ten steps, of which each process saw ten."""
+    done = start(
+        tmp_path / "run", [*LAUNCH, "--multi_gpu"], each=1, steps=12, unreadable=list(range(8)),
+        max_unreadable=0.9,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "20 of 20 samples have unreadable videos, more than the share 0.9" in done.stderr
+    listed = json.loads((tmp_path / "run" / "unreadable.json").read_text())["unreadable"]
+    assert len(listed) == 8
 
 
 @pytest.mark.timeout(1200)

@@ -218,7 +218,7 @@ def test_stages_that_do_not_fit(policy, encoder, samples, tmp_path):
     moved = Curriculum(
         [dataclasses.replace(s, steps=n) for s, n in zip(stages.stages, (3, 2), strict=True)]
     )
-    with pytest.raises(InvalidInputError, match=r"stages of \[2, 3\] steps; this one has \[3, 2\]"):
+    with pytest.raises(InvalidInputError, match=r"stages was \[2, 3\] and is now \[3, 2\]"):
         trainer(policy, encoder, moved, tmp_path).resume()
     with pytest.raises(InvalidInputError, match="at least one stage"):
         Curriculum([])

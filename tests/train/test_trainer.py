@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from cacovid.errors import InvalidInputError, VideoReadError
 from cacovid.train.cpo import CPO, CPOSettings
 from cacovid.train.data import Samples
+from cacovid.train.provenance import digest
 from cacovid.train.replay import RatioSettings
 from cacovid.train.rewards import Rewards
 from cacovid.train.rollouts import RolloutSettings
@@ -112,10 +114,96 @@ def test_a_resumed_run_ends_with_the_same_bits(policy, objective, samples, tmp_p
     assert logs[0] == logs[1]
 
 
-def test_a_run_of_other_settings_is_not_resumed(policy, objective, samples, tmp_path):
+def test_a_run_of_other_settings_is_not_resumed(policy, encoder, objective, samples, tmp_path):
+    from cacovid import CrossAttentionPolicy
+
     trainer(policy, objective, samples, tmp_path).train(last=2)
-    with pytest.raises(InvalidInputError, match="run of 4 steps with seed 3; this one has 9"):
-        trainer(policy, objective, samples, tmp_path, steps=9).resume()
+    kept = weights(policy)
+    with torch.no_grad():
+        policy.query.weight.zero_()
+    changed = weights(policy)
+
+    def refuse(message, policy=policy, objective=objective, samples=samples, **settings):
+        with pytest.raises(InvalidInputError, match=re.escape(f"{message}. Use the config")):
+            trainer(policy, objective, samples, tmp_path, **settings).resume()
+
+    refuse("run: training.steps was 4 and is now 9; stages was [4] and is now [9]", steps=9)
+    refuse("run: training.learning_rate was 0.001 and is now 0.5", learning_rate=0.5)
+    refuse("run: training.samples_per_step was 1 and is now 3", samples_per_step=3)
+    settings = dataclasses.replace(SETTINGS, clip=(0.1, 0.1), keep_logit=-8.0)
+    refuse(
+        "run: cpo.clip was [0.2, 0.28] and is now [0.1, 0.1]; cpo.keep_logit was 0.0 and is now "
+        "-8.0", objective=CPO(objective.reward, settings),
+    )  # fmt: skip
+    few = Samples(samples.kept[:11])
+    was, now = digest(samples), digest(few)
+    refuse(f"run: samples was ['{was}'] and is now ['{now}']", samples=few)
+    wider = CrossAttentionPolicy(dataclasses.replace(policy.config, slots=5))
+    refuse("run: policy.slots was 4 and is now 5", policy=wider)
+    assert same(weights(policy), changed)  # refused before anything was loaded
+    free = {"log_every": 3, "checkpoint_every": 1, "evaluate_every": 2, "max_unreadable": 0.5}
+    assert trainer(policy, objective, samples, tmp_path, **free).resume() == 2
+    assert same(weights(policy), kept)
+
+
+def test_what_the_caller_says_of_a_run_is_compared(policy, objective, samples, tmp_path):
+    settings = TrainerSettings(steps=2, learning_rate=1e-3, checkpoint_every=1)
+
+    def run(**provenance):
+        return Trainer(policy, objective, samples, settings, tmp_path, provenance=provenance)
+
+    run(model="tiny").train(last=1)
+    with pytest.raises(InvalidInputError, match="model was 'tiny' and is now 'large'"):
+        run(model="large").resume()
+    assert run(model="tiny").resume() == 1
+    # A checkpoint of an earlier release, which kept less.
+    path = tmp_path / "checkpoints" / "step-000001" / "trainer.pt"
+    state = torch.load(path)
+    del state["provenance"]
+    torch.save({**state, "steps": 2, "seed": 0, "stages": [2]}, path)
+    assert run(model="large").resume() == 1
+    torch.save({**state, "steps": 2, "seed": 5}, path)
+    with pytest.raises(InvalidInputError, match=r"training\.seed was 5 and is now 0"):
+        run().resume()
+
+
+def test_a_damaged_checkpoint_is_told(policy, objective, samples, tmp_path):
+    trainer(policy, objective, samples, tmp_path).train(last=2)
+    path = tmp_path / "checkpoints" / "step-000002" / "trainer.pt"
+    whole = path.read_bytes()
+    torch.save([1, 2], tmp_path / "other.pt")
+    other = (tmp_path / "other.pt").read_bytes()
+    for garbage in (b"garbage" * 100, whole[:-500], b"", bytes(range(256)) * 9, other):
+        path.write_bytes(garbage)
+        with pytest.raises(InvalidInputError, match=r"02/trainer\.pt cannot .* delete .*000002"):
+            trainer(policy, objective, samples, tmp_path).resume()
+
+
+def test_a_finished_run_without_its_policy_writes_it(policy, objective, samples, tmp_path):
+    import shutil
+
+    import cacovid
+
+    trainer(policy, objective, samples, tmp_path, steps=2).train()
+    shutil.rmtree(tmp_path / "policy")
+    again = trainer(policy, objective, samples, tmp_path, steps=2)
+    again.train(again.resume())
+    assert same(weights(cacovid.load_policy(tmp_path / "policy")), weights(policy))
+
+
+def test_the_policy_is_there_before_the_last_checkpoint(
+    policy, objective, samples, tmp_path, monkeypatch
+):
+    from cacovid.train import trainer as module
+
+    def killed(folder, step, *arguments):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "write_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(policy, objective, samples, tmp_path, steps=2).train()
+    assert (tmp_path / "policy" / "config.json").exists()
 
 
 def test_nothing_to_resume(policy, objective, samples, tmp_path):
@@ -132,6 +220,35 @@ def test_a_loss_that_is_no_number_names_the_sample(policy, encoder, samples, tmp
     with pytest.raises(TrainingError, match=r"the loss of sample train/5/\d/\d is nan"):
         run.train()
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("of_all", [False, True])
+def test_scores_that_are_no_numbers_name_the_sample(policy, encoder, samples, tmp_path, of_all):
+    broken = samples[samples.order(3, 0)[1]]
+
+    class Overflows(SeesToken):
+        def __init__(self):
+            self.prepare = self._prepare
+
+        def _prepare(self, sample):
+            prepared = encoder(sample)
+            if sample.id != broken.id or of_all:
+                return prepared
+            embeds = prepared.prompt.embeds.clone()
+            embeds[prepared.prompt.video_index[5]] = float("inf")
+            prompt = dataclasses.replace(prepared.prompt, embeds=embeds)
+            return dataclasses.replace(prepared, prompt=prompt)
+
+    if of_all:
+        with torch.no_grad():
+            policy.query.weight.fill_(float("nan"))
+    warnings = []
+    run = trainer(policy, CPO(Overflows(), SETTINGS), samples, tmp_path, samples_per_step=2)
+    run.on_warning = warnings.append
+    names = [sample.id for _, sample in run.group(0)] if of_all else [broken.id]
+    with pytest.raises(TrainingError, match=f"the scores of sample {', '.join(names)} are no fin"):
+        run.train()
+    assert not warnings and not (tmp_path / "checkpoints").exists()
 
 
 def test_unreadable_videos_are_skipped_listed_and_stop_the_run(policy, encoder, samples, tmp_path):
@@ -156,11 +273,58 @@ def test_unreadable_videos_are_skipped_listed_and_stop_the_run(policy, encoder, 
     run.train()
     assert [name for name, _ in run.unreadable] == [samples[1].id]
     assert any("truncated" in text for text in warnings)
+    listed = json.loads((tmp_path / "unreadable.json").read_text())
+    assert listed == {"unreadable": {samples[1].id: f"{samples[1].id}: truncated"}}
     bad.update(sample.id for sample in samples)
     match = r"(?s)samples have unreadable videos.*truncated"
     with pytest.raises(TrainingError, match=match) as error:
         trainer(policy, objective, samples, tmp_path / "b", steps=40).train()
-    assert samples[2].id in str(error.value)
+    assert samples[2].id in str(error.value) and "b/unreadable.json" in str(error.value)
+    listed = json.loads((tmp_path / "b" / "unreadable.json").read_text())["unreadable"]
+    assert set(listed) == {sample.id for sample in samples}
+
+
+@pytest.mark.parametrize("kind", ["cross", "words", "self", "surprise"])
+def test_training_in_bfloat16(kind, policy, model, encoder, samples, tmp_path):
+    from cacovid import SelfAttentionPolicy, SurpriseConfig, SurprisePolicy
+    from cacovid.methods import PolicyMethod
+    from cacovid.train.evaluation import evaluate_greedy
+
+    torch.manual_seed(0)
+    if kind == "words":
+        policy = type(policy)(dataclasses.replace(policy.config, slots=0))
+    if kind == "self":
+        policy = SelfAttentionPolicy.from_language_model(model).train()
+    if kind == "surprise":
+        policy = SurprisePolicy(SurpriseConfig(hidden_size=192, width=16, inner_width=8))
+    seen = []
+
+    class Watched(CPO):
+        def update(self, scores, progress):
+            seen.append(scores.token.dtype)
+            return super().update(scores, progress)
+
+    calls = []
+    policy.register_forward_pre_hook(
+        lambda *_: calls.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+    )
+    frames = 0 if kind == "surprise" else 3
+    rollouts = RolloutSettings(token_rollouts=6, frame_rollouts=frames)
+    reward = SeesToken(encoder)
+    run = Trainer(
+        policy, Watched(reward, dataclasses.replace(SETTINGS, rollouts=rollouts)), samples,
+        TrainerSettings(
+            steps=1, learning_rate=1e-3, log_every=1, evaluate_every=1, mixed_precision="bf16"
+        ),
+        tmp_path,
+        evaluate=lambda: evaluate_greedy(PolicyMethod(policy), reward, samples[:2], 0.1).accuracy,
+    )  # fmt: skip
+    before = weights(policy)
+    run.train()
+    assert seen == [torch.float32] * 2 and not same(before, weights(policy))
+    # What is evaluated is what is stored, which nobody runs under autocast.
+    assert set(calls) == {(True, True), (False, False)}
+    assert all(p.dtype == torch.float32 for p in policy.parameters()) and "greedy" in run.log[0]
 
 
 def test_a_collapse_is_told(policy, objective, samples, tmp_path):
