@@ -128,17 +128,50 @@ def test_the_filter_goes_on_where_it_was_stopped(tmp_path):
 
     output = tmp_path / "kept.json"
     with pytest.raises(KeyboardInterrupt):
-        filter_blind(samples, reader, output)
+        filter_blind(samples, reader, output, {"model": "one"})
     assert not output.exists()
     with open(tmp_path / "kept.json.part", "a") as file:
         file.write('["3", 1')  # a line that a kill cut off
-    found = filter_blind(samples, reader, output)
+    found = filter_blind(samples, reader, output, {"model": "one"})
     assert asked == ["0", "1", "2", "3", "3", "4", "5"]
     assert found.kept == ("1", "3", "4", "5") and found.dropped == ("0", "2")
     assert json.loads(output.read_text())["kept"] == ["1", "3", "4", "5"]
     assert [p.name for p in tmp_path.iterdir()] == ["kept.json"]
     with pytest.raises(InvalidInputError, match="all 6 questions are answered rightly"):
-        filter_blind(samples, lambda s: 1.0, tmp_path / "none.json")
+        filter_blind(samples, lambda s: 1.0, tmp_path / "none.json", {})
+
+
+def test_the_filter_does_not_go_on_with_the_marks_of_another_run(tmp_path):
+    samples = Samples(tuple(TrainingSample(str(i), "?", "A", "exact") for i in range(3)))
+    output, part = tmp_path / "kept.json", tmp_path / "kept.json.part"
+
+    def stops(sample):
+        if sample.id == "2":
+            raise KeyboardInterrupt
+        return 0.0
+
+    with pytest.raises(KeyboardInterrupt):
+        filter_blind(samples, stops, output, {"model": "one"})
+    there = part.read_bytes()
+    others = Samples((*samples.kept[:2], TrainingSample("2", "why?", "A", "exact")))
+    for given, header, message in (
+        (samples, {"model": "two"}, 'model: "one", now "two"'),
+        (others, {"model": "one"}, 'questions: "'),
+    ):
+        with pytest.raises(InvalidInputError, match=f"marks of another run .{message}"):
+            filter_blind(given, lambda s: 1.0, output, header)
+        assert part.read_bytes() == there and not output.exists()
+    found = filter_blind(samples, lambda s: float(s.id == "2"), output, {"model": "one"})
+    assert found.kept == ("0", "1")
+    # Of a version without the line that says what the marks depend on.
+    part.write_text('["0", 1.0]\n')
+    with pytest.raises(InvalidInputError, match=r"another run .which one is not said.* take the"):
+        filter_blind(samples, lambda s: 0.0, output, {})
+    part.write_text('{"questions"')  # killed at once
+    assert filter_blind(samples, lambda s: 0.0, output, {}).kept == ("0", "1", "2")
+    part.write_text('{"questions": "x"}\n["0"]\n')
+    with pytest.raises(InvalidInputError, match=r"holds no marks .* begin anew"):
+        filter_blind(samples, lambda s: 0.0, output, {})
 
 
 def test_the_ratio_follows_the_reward():
