@@ -188,7 +188,7 @@ def test_the_ratio_follows_the_reward():
 
 @pytest.mark.parametrize("sampler", ["ocss", "mixed", "multinomial", "uniform"])
 def test_rollouts(sampler):
-    from cacovid import Grid, Prompt, Scores
+    from cacovid import Grid, Prompt, Scores, reference
     from cacovid.train.rollouts import RolloutSettings, draw_rollouts
 
     generator = torch.Generator().manual_seed(0)
@@ -203,6 +203,13 @@ def test_rollouts(sampler):
     assert drawn.frame_masks.sum(1).eq(2).all()
     assert drawn.frame_token_masks.view(4, 16, 6).any(-1).equal(drawn.frame_masks)
     assert drawn.read.shape == (9, 96)
+    for ratio in (0.01, 0.3, 1.0):
+        tried = draw_rollouts(scores, prompt, ratio, settings, seed=2, draw=0)
+        for frames, read in zip(tried.frame_masks, tried.frame_token_masks, strict=True):
+            places = frames.repeat_interleave(6).nonzero().flatten()
+            count = min(max(1, round(6 * ratio)) * 16, len(places))
+            peaks = reference.density_peaks(prompt.video_embeds[places], count, 4)
+            assert read.nonzero().flatten().equal(places[peaks])
     top = scores.token.view(16, 6).topk(2).indices
     greedy = torch.zeros(16, 6, dtype=torch.bool).scatter_(1, top, True)
     assert drawn.token_masks[0].equal(greedy.flatten())
