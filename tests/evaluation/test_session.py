@@ -11,7 +11,14 @@ from cacovid.evaluation.choosers import Chosen, choosers
 from cacovid.evaluation.compare import UNCOMPRESSED, Comparison, Condition, Result, by_video
 from cacovid.evaluation.processes import Processes
 from cacovid.evaluation.records import Records
-from cacovid.evaluation.results import csv_text, details, result_rows, table, types_table
+from cacovid.evaluation.results import (
+    DETAILS,
+    csv_text,
+    details,
+    result_rows,
+    table,
+    types_table,
+)
 from cacovid.evaluation.session import EvaluationRun, answerable
 from cacovid.evaluation.trials import STAGES, Trials
 from cacovid.models.generation import fixed_settings
@@ -92,7 +99,12 @@ def test_rows_hold_what_was_measured(comparison, samples):
     assert columns == ["method", "100%", "25%", "5%"] and [c[0] for c in cells] == [
         "random", "oracle",
     ]  # fmt: skip
-    assert len(details(rows)) == 5 and csv_text(rows).count("\n") == 6
+    shown = [dict(zip(DETAILS, line, strict=True)) for line in details(rows)]
+    for row, line in zip(rows, shown, strict=True):
+        for stage in ("read", "vision", "compress", "prefill", "decode"):
+            assert line[stage] == f"{1000 * row['seconds'][stage]:.1f}"
+        assert line["first token"] == f"{1000 * row['seconds']['first_token']:.1f}"
+    assert len(shown) == 5 and csv_text(rows).count("\n") == 6
     assert "against.difference" in csv_text(rows).splitlines()[0]
     assert by_video(samples) == [[0, 1, 2], [3, 4, 5]]
     assert by_video(samples, most=2) == [[0, 1], [2], [3, 4], [5]]
