@@ -60,6 +60,12 @@ class Calibrate(QuestionsCommand):
         from cacovid.evaluation.processes import Processes
         from cacovid.evaluation.session import EvaluationRun
 
+        processes = Processes()
+        if processes.count > 1:
+            raise UsageError(
+                f"calibrate is one of {processes.count} processes; it runs as one: start it "
+                f"without accelerate launch or torchrun"
+            )
         if self.write is not None:
             check_target(self.write)
         qa, (samples,) = self.load(self.device, self.split)
@@ -70,7 +76,7 @@ class Calibrate(QuestionsCommand):
         )
         run.prepare()
         with steps_bar("Answering", len(run.samples)) as bar:
-            comparison = run.run(Processes(), None, lambda done: bar.step(done, None))
+            comparison = run.run(processes, None, lambda done: bar.step(done, None))
         for id, reason in comparison.unreadable.items():
             sys.stderr.write(f"left out question {id}: {reason}\n")
         found = calibrate(comparison, name, wish)

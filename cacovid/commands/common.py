@@ -112,9 +112,11 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, section
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, box=box.SIMPLE_HEAD)
+    # Text, so that square brackets in an answer or a question type are not taken for markup.
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(Text(column))
     for number, row in enumerate(rows, start=1):
-        # Text, so that square brackets in an answer are not taken for markup.
         table.add_row(*map(Text, row), end_section=bool(sections) and number % sections == 0)
     # Where nobody's window limits it, nothing is cut.
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(table)

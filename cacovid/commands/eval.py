@@ -25,7 +25,10 @@ from cacovid.commands.questions import QuestionsCommand, policies_of
 
 #: What is compared where nothing is said; the oracles are of the embedded task only.
 DEFAULT_METHODS = ("random", "uniform", "attention", "attention:2:question")
-EMBEDDED_METHODS = (*DEFAULT_METHODS, "blind-oracle", "oracle")
+EMBEDDED_METHODS = (
+    "random", "uniform", "attention", "attention:0", "attention:0:question", "attention:2",
+    "attention:2:question", "blind-oracle", "oracle",
+)  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -49,7 +52,8 @@ class Eval(QuestionsCommand):
     """Methods, or directories or Hub ids of policies; "all" is every method that can run on the
     model; "cacovid" is the policy beside the model, "cacovid:NAME" another one there; "oracle",
     "blind-oracle" and "blind-oracle-in-turn" know the embedded task's truth. Default: the policies
-    beside the model, random, uniform, attention, and the oracles."""
+    beside the model, random, uniform, attention (with --embedded of several layers, by the last
+    token and by the question), and the oracles."""
     retention: tuple[float, ...] = (0.25, 0.2, 0.15, 0.1, 0.05)
     """Shares of the tokens to keep."""
     split: Annotated[

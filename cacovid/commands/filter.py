@@ -18,7 +18,7 @@ class Filter(Command):
     """Drop the questions that the model answers rightly without the video: they teach nothing.
 
     Writes the list of kept ids, for `kept:` in the data section of a training configuration. A
-    stopped run goes on where it was.
+    stopped run goes on where it was; marks of another model or other data are not gone on with.
 
     Example: cacovid filter bench/configs/tiny-cross-attention.yaml kept.json
     """
@@ -40,6 +40,7 @@ class Filter(Command):
         from cacovid.models.storage import load_whole
         from cacovid.train.config import read_config
         from cacovid.train.filtering import BlindReader, filter_blind
+        from cacovid.train.headers import weights_of
         from cacovid.train.rewards import freeze
         from cacovid.train.run import check_answerable, read_data, reading_dtype
 
@@ -62,8 +63,18 @@ class Filter(Command):
             processor = load_processor(location)
             check_answerable(samples, processor.tokenizer)
         reader = BlindReader(model, processor, config.reward.max_new_tokens)
+        data = config.data
+        header = {
+            "model": location,
+            "weights": weights_of([Path(location)]),
+            "dtype": str(model.dtype),
+            "max_new_tokens": config.reward.max_new_tokens,
+            "data": data.file or data.images or f"embedded/{data.split}/{data.seed}",
+        }
         with steps_bar("Reading without video", len(samples)) as bar:
-            found = filter_blind(samples, reader, self.output, lambda done: bar.step(done, None))
+            found = filter_blind(
+                samples, reader, self.output, header, lambda done: bar.step(done, None)
+            )
         if self.json:
             write_json(
                 {

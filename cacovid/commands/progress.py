@@ -64,7 +64,7 @@ def progress(stages: int) -> Iterator[Progress]:
 
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
@@ -119,7 +119,10 @@ class StepsBar:
     def note(self, text: str) -> None:
         """Something to look at."""
         if self._bar is not None:
-            self._bar.console.print(text)
+            from rich.text import Text
+
+            # Text, so that square brackets in an id or a path are not taken for markup.
+            self._bar.console.print(Text(text))
             return
         if self._silent:
             return
@@ -145,7 +148,7 @@ def steps_bar(words: str, total: int) -> Iterator[StepsBar]:
     from rich.progress import Progress as RichProgress
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cacovid.methods import LayerHook
+from cacovid.models import deepstack
 from cacovid.models.base import EmbeddedInputs
 from cacovid.models.generation import fixed_settings
 from cacovid.models.inside import running
@@ -19,6 +20,7 @@ from cacovid.train.choices import letter_ids
 from cacovid.train.data import TrainingSample
 from cacovid.train.decoding import decode_greedily
 from cacovid.train.encoding import PreparedSample
+from cacovid.train.finite import FiniteLogits, check_answers
 from cacovid.train.marking import extract_answer, mark
 from cacovid.train.packing import PaddedRows, pad_packed
 from cacovid.types import Selection
@@ -92,6 +94,9 @@ class Answerer:
 
         The same requests give the same replies; in another batch they may differ by the rounding
         of the model's arithmetic.
+
+        Raises:
+            InvalidInputError: for logits that are NaN or infinite.
         """
         replies: list[Reply | None] = [None] * len(requests)
         packed = []
@@ -131,36 +136,43 @@ class Answerer:
         sample = request.prepared.sample
         inputs = adapter_for(self.model).prune(request.prepared.embedded, request.selection)
         by_letters = _by_letters(request)
+        finite = FiniteLogits()
         with running(self.model, request.hook):
             out = self.model.generate(
                 **inputs, **fixed_settings(), do_sample=False, num_beams=1,
                 max_new_tokens=1 if by_letters else self._longest(sample),
-                return_dict_in_generate=True, output_logits=by_letters,
+                return_dict_in_generate=True, output_logits=by_letters, logits_processor=[finite],
             )  # fmt: skip
+        check_answers(finite.broken(), [sample.id], self.model)
         if by_letters:
-            logits = out.logits[0][0].float().cpu()
-            ids = letter_ids(self.tokenizer, sample.letters)
-            return sample.letters[int(logits[ids].argmax())]
+            return self._likeliest(request, out.logits[0][0].float().cpu())
         new = out.sequences[0, inputs["input_ids"].shape[1] :]
         return str(self.tokenizer.decode(new, skip_special_tokens=True)).strip()
 
     def _letters(self, asked: Sequence[Request], rows: PaddedRows) -> list[str]:
-        logits = self.model(
-            inputs_embeds=rows.embeds,
-            attention_mask=rows.attention_mask,
-            position_ids=rows.position_ids,
-            logits_to_keep=1,
-            use_cache=False,
-        ).logits[:, -1].float()  # fmt: skip
-        said = []
-        for row, request in zip(logits.cpu(), asked, strict=True):
-            letters = request.prepared.sample.letters
-            said.append(letters[int(row[letter_ids(self.tokenizer, letters)].argmax())])
-        return said
+        with deepstack.reading(self.model):
+            out = self.model(
+                inputs_embeds=rows.embeds,
+                attention_mask=rows.attention_mask,
+                position_ids=rows.position_ids,
+                logits_to_keep=1,
+                use_cache=False,
+            )
+        logits = out.logits[:, -1].float().cpu()
+        return [self._likeliest(request, row) for row, request in zip(logits, asked, strict=True)]
+
+    def _likeliest(self, request: Request, logits: Tensor) -> str:
+        """The letter that logits `[vocabulary]` on the host speak for."""
+        sample = request.prepared.sample
+        own = logits[letter_ids(self.tokenizer, sample.letters)]
+        check_answers([not bool(own.isfinite().all())], [sample.id], self.model)
+        return sample.letters[int(own.argmax())]
 
     def _generate(self, asked: Sequence[Request], rows: PaddedRows) -> list[str]:
         longest = max(self._longest(r.prepared.sample) for r in asked)
-        return [text.strip() for text in decode_greedily(self.model, self.tokenizer, rows, longest)]
+        ids = [r.prepared.sample.id for r in asked]
+        said = decode_greedily(self.model, self.tokenizer, rows, longest, ids)
+        return [text.strip() for text in said]
 
     def _longest(self, sample: TrainingSample) -> int:
         if sample.problem_type != "exact":
@@ -172,6 +184,9 @@ class Answerer:
 def kept_rows(embedded: EmbeddedInputs, selection: Selection) -> tuple[Tensor, Tensor]:
     """Embeddings `[R, D]` and position ids `[R]` or `[3, R]` of a prompt's tokens that stay.
 
+    Where the decoder adds features behind its first layers, the rows hold them too
+    (`cacovid.models.deepstack.widened`).
+
     Args:
         embedded: One prompt.
         selection: The kept tokens, with embeddings where a method merged.
@@ -182,7 +197,8 @@ def kept_rows(embedded: EmbeddedInputs, selection: Selection) -> tuple[Tensor, T
     if selection.embeds is not None:
         video = prompt.video_index.index_select(0, selection.keep)
         embeds = embeds.index_copy(0, video, selection.embeds.to(embeds))
-    return embeds.index_select(0, kept), prompt.position_ids.index_select(-1, kept)
+    rows = deepstack.widened(replace(prompt, embeds=embeds)).embeds
+    return rows.index_select(0, kept), prompt.position_ids.index_select(-1, kept)
 
 
 def same_answer(one: str, other: str) -> bool:
@@ -199,16 +215,8 @@ def _plain(text: str) -> str:
 
 
 def _packs(request: Request) -> bool:
-    """Whether embeddings and one row of positions say all of a prompt to its model.
-
-    Positions of several axes, and features for the decoder's later layers, go by the adapter.
-    What prunes inside the language model takes one prompt at a time.
-    """
-    if request.hook is not None:
-        return False
-    features = request.prepared.embedded.features
-    deepstack = () if features is None else features.deepstack
-    return request.prepared.prompt.position_ids.dim() == 1 and not deepstack
+    """Whether a request goes into a batch; what prunes inside the model takes one at a time."""
+    return request.hook is None
 
 
 def _by_letters(request: Request) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from cacovid.errors import InvalidInputError
 from cacovid.evaluation.answers import Reply
 from cacovid.evaluation.compare import Result
+from cacovid.train.headers import as_json, differences
 
 HEADER, RECORDS = "run.json", "records-*.jsonl"
 
@@ -32,8 +33,7 @@ class Records:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._own = folder / f"records-{rank}.jsonl"
-        # As JSON has it, so that tuples and lists are the same.
-        header = json.loads(json.dumps(header))
+        header = as_json(header)
         path = folder / HEADER
         if path.exists():
             _check_same(path, header)
@@ -50,9 +50,9 @@ class Records:
         """
         found: dict[str, Result] = {}
         for path in sorted(self.folder.glob(RECORDS)):
-            for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
-                if not line.endswith("\n"):
-                    continue
+            # Answers hold what Unicode calls line ends, too; JSON writes a line feed as an escape.
+            *whole, _cut_off = path.read_bytes().split(b"\n")
+            for number, line in enumerate(whole, 1):
                 try:
                     result = _from_json(json.loads(line))
                 except (ValueError, TypeError, KeyError) as error:
@@ -70,7 +70,7 @@ class Records:
 
     def add(self, result: Result) -> None:
         """Appends a result, and hands it to the system."""
-        with open(self._own, "a") as file:
+        with open(self._own, "a", encoding="utf-8") as file:
             file.write(json.dumps(_to_json(result), ensure_ascii=False) + "\n")
 
 
@@ -86,19 +86,11 @@ def _check_same(path: Path, header: Mapping[str, Any]) -> None:
         there = json.loads(path.read_text())
     except ValueError as error:
         raise InvalidInputError(f"{path} is no JSON ({error}); name another folder") from error
-    names = sorted(set(there) | set(header)) if isinstance(there, dict) else ["everything"]
-    differ = [n for n in names if not isinstance(there, dict) or there.get(n) != header.get(n)]
-    if differ:
-        told = "; ".join(f"{n}: {_short(there, n)}, now {_short(header, n)}" for n in differ)
+    if told := differences(there, header):
         raise InvalidInputError(
             f"{path.parent} holds the results of another run ({told}). Name another folder, or "
             f"ask for the same again to go on"
         )
-
-
-def _short(values: Any, name: str) -> str:
-    text = json.dumps(values.get(name)) if isinstance(values, Mapping) else "?"
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _to_json(result: Result) -> dict[str, Any]:

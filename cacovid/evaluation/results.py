@@ -115,7 +115,7 @@ def types_table(
 #: Headings of `details`.
 DETAILS = (
     "method", "kept (tokens)", "accuracy", "against 100%", "same answers", "tokens in",
-    "compress", "prefill", "decode", "first token",
+    *STAGES, "first token",
 )  # fmt: skip
 
 
@@ -126,7 +126,7 @@ def details(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         against, seconds = row["against"], row["seconds"]
         times = [
             f"{1000 * seconds[name]:.1f}" if seconds else "–"
-            for name in ("compress", "prefill", "decode", "first_token")
+            for name in (*STAGES, "first_token")
         ]
         difference = (
             f"{100 * against['difference']:+.1f} "

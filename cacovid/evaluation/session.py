@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from cacovid.models.inside import running
 from cacovid.train.choices import letter_ids
 from cacovid.train.data import Samples, TrainingSample, read_sample
 from cacovid.train.encoding import SampleEncoder
+from cacovid.train.headers import digest_of, weights_of
 from cacovid.train.marking import check_packages
 from cacovid.train.rewards import freeze
 
@@ -91,20 +91,18 @@ class EvaluationRun:
         """
         name = str(self.qa.model.name_or_path)
         folders = [Path(name), *(_policy_folder(c.name, Path(name)) for c in self.choosers)]
-        weights = [p for f in folders if name for p in sorted(f.glob("*.safetensors"))]
-        texts = "\n".join(f"{s.id}\t{s.problem}\t{s.solution}" for s in self.samples[:100])
         return {
             "version": 1,
             "model": name,
             "dtype": str(self.qa.model.dtype),
             "data": data,
-            "first questions": hashlib.sha256(texts.encode()).hexdigest()[:16],
+            "first questions": digest_of(self.samples[:100]),
             "conditions": conditions_of(self.choosers, self.retentions),
             "seed": self.seed,
             "timed": self.timed,
             "max_new_tokens": self.max_new_tokens,
             "reading": [self.qa.reading.max_frames, self.qa.reading.fps],
-            "weights": {str(p): [p.stat().st_size, p.stat().st_mtime_ns] for p in weights},
+            "weights": weights_of(folders if name else ()),
         }
 
     def run(

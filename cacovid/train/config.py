@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from cacovid.errors import InvalidInputError, MissingDependencyError
 from cacovid.train.cpo import CPOSettings
 from cacovid.train.imitation import ImitationSettings
+from cacovid.train.limits import check_at_least, check_positive, check_share
 from cacovid.train.rewards import FreeText, RewardKind
 from cacovid.train.score import SCORESettings
 from cacovid.train.settings import TrainerSettings
@@ -88,6 +89,14 @@ class DataSection:
     fps: float | None = None
     max_skipped: float = 0.5
 
+    def __post_init__(self) -> None:
+        check_at_least(
+            self, 1, "scenes", "per_scene", "frames_per_image", "max_frames", section="data."
+        )
+        check_at_least(self, 0, "first", section="data.")
+        check_positive(self, "fps", section="data.")
+        check_share(self, "max_skipped", section="data.", zero=True)
+
 
 @dataclass(frozen=True)
 class StageSection:
@@ -104,6 +113,9 @@ class StageSection:
     data: DataSection = field(default_factory=DataSection)
     name: str = ""
 
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "steps", section="stages: ")
+
 
 @dataclass(frozen=True)
 class RewardSection:
@@ -114,6 +126,10 @@ class RewardSection:
     max_new_tokens: int = 64
     batch_tokens: int = 32_768
     cached_videos: int = 64
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "max_new_tokens", "batch_tokens", section="reward.")
+        check_at_least(self, 0, "cached_videos", section="reward.")
 
 
 @dataclass(frozen=True)
@@ -133,6 +149,10 @@ class EvaluationSection:
     file: str | None = None
     video_root: str | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "questions", section="evaluation.")
+        check_share(self, "retention", section="evaluation.")
 
 
 @dataclass(frozen=True)
@@ -286,7 +306,13 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list):
             raise InvalidInputError(f"{where} is {value!r}; expected a list")
-        return tuple(_value(arguments[0], v, where) for v in value)
+        if arguments[-1] is Ellipsis:
+            return tuple(_value(arguments[0], v, where) for v in value)
+        if len(value) != len(arguments):
+            raise InvalidInputError(
+                f"{where} is {value!r}; expected a list of {len(arguments)} entries"
+            )
+        return tuple(_value(kind, v, where) for kind, v in zip(arguments, value, strict=True))
     if origin is dict or hint is dict:
         if not isinstance(value, dict):
             raise InvalidInputError(f"{where} is {value!r}; expected entries with names")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from cacovid import ops
+from cacovid.errors import InvalidInputError
 from cacovid.train.data import TrainingSample
 from cacovid.train.encoding import PreparedSample
+from cacovid.train.limits import check_at_least
 from cacovid.train.objective import Progress, Update
 from cacovid.train.replay import RatioSettings, Replay
 from cacovid.train.rewards import RewardBackend
@@ -44,6 +47,18 @@ class CPOSettings:
     kl_weight: float = 0.0
     spread_weight: float = 0.0
     keep_logit: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "updates", section="cpo.")
+        check_at_least(self, 0, "kl_weight", "spread_weight", section="cpo.")
+        low, high = self.clip if len(self.clip) == 2 else (math.nan, math.nan)
+        if not (0.0 < low <= 1.0 and 0.0 < high < math.inf):
+            raise InvalidInputError(
+                f"cpo.clip is {self.clip}; expected two numbers: how far the probability ratio "
+                f"counts below 1, in (0, 1], and above it, more than 0"
+            )
+        if not math.isfinite(self.keep_logit):
+            raise InvalidInputError(f"cpo.keep_logit is {self.keep_logit}; expected a number")
 
 
 class CPO:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import torch
 from cacovid.errors import InvalidInputError
 from cacovid.train.choices import letter_ids
 from cacovid.train.data import Samples, TrainingSample
+from cacovid.train.finite import FiniteLogits, check_answers
+from cacovid.train.headers import as_json, differences, digest_of
 from cacovid.train.marking import mark
 from cacovid.train.wording import word_problem
 
@@ -37,7 +39,11 @@ class BlindReader:
 
     @torch.no_grad()
     def __call__(self, sample: TrainingSample) -> float:
-        """The mark of the answer to a question without its video."""
+        """The mark of the answer to a question without its video.
+
+        Raises:
+            InvalidInputError: for logits that are NaN or infinite.
+        """
         tokenizer = self.processor.tokenizer
         content = [{"type": "text", "text": word_problem(sample)}]
         prompt = self.processor.apply_chat_template(
@@ -48,8 +54,14 @@ class BlindReader:
         if sample.problem_type == "multiple choice":
             ids = letter_ids(tokenizer, sample.letters)
             logits = self.model(**inputs, logits_to_keep=1, use_cache=False).logits[0, -1, ids]
+            logits = logits.float().cpu()
+            check_answers([not bool(logits.isfinite().all())], [sample.id], self.model)
             return float(sample.letters[int(logits.argmax())] == sample.solution)
-        out = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
+        finite = FiniteLogits()
+        out = self.model.generate(
+            **inputs, max_new_tokens=self.max_new_tokens, do_sample=False, logits_processor=[finite]
+        )
+        check_answers(finite.broken(), [sample.id], self.model)
         text = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return mark(text, sample.solution, sample.problem_type)
 
@@ -71,12 +83,14 @@ def filter_blind(
     samples: Samples,
     reader: Callable[[TrainingSample], float],
     output: Path,
+    header: Mapping[str, Any],
     on_sample: Callable[[int], None] = lambda done: None,
 ) -> Filtered:
     """Drops what is answered rightly without the video; resumable.
 
-    Marks are appended to `OUTPUT.part` as they come, so that a stopped run goes on where it was;
-    the list itself is written at the end, whole. Reading from text alone is cheap: the video is
+    Marks are appended to `OUTPUT.part` as they come, behind a line that says what they depend on,
+    so that a stopped run goes on where it was, and no other run goes on with its marks. The list
+    itself is written at the end, whole. Reading from text alone is cheap: the video is
     never opened.
 
     Args:
@@ -84,15 +98,19 @@ def filter_blind(
         reader: Marks a blind answer, e.g. a `BlindReader`.
         output: The list: `{"kept": [...], "dropped": [...]}`, with what the data's reading left
             out and renamed.
+        header: What the marks depend on besides the questions: model, weights, precision.
         on_sample: Called with the number of questions done.
 
     Raises:
-        InvalidInputError: if nothing would be left.
+        InvalidInputError: if nothing would be left, or `OUTPUT.part` is of another run.
     """
     part = output.with_name(output.name + ".part")
     output.parent.mkdir(parents=True, exist_ok=True)
-    marks = _read_marks(part)
-    with open(part, "a") as file:
+    own = as_json({**header, "questions": digest_of(samples)})
+    marks = _read_marks(part, own)
+    with open(part, "a", encoding="utf-8") as file:
+        if file.tell() == 0:
+            file.write(json.dumps(own) + "\n")
         for number, sample in enumerate(samples):
             if sample.id not in marks:
                 marks[sample.id] = float(reader(sample))
@@ -114,20 +132,25 @@ def filter_blind(
     return Filtered(kept, dropped)
 
 
-def _read_marks(path: Path) -> dict[str, float]:
-    """Marks of a stopped run; a line that a kill cut off is taken away."""
+def _read_marks(path: Path, header: Mapping[str, Any]) -> dict[str, float]:
+    """Marks of a stopped run of this header; a line that a kill cut off is taken away."""
     if not path.exists():
         return {}
-    marks: dict[str, float] = {}
-    whole = 0
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            name, value = json.loads(line)
-        except ValueError:
-            break
-        if not line.endswith("\n"):
-            break
-        marks[name] = float(value)
-        whole += len(line.encode())
-    os.truncate(path, whole)
+    # What stands behind the last line feed was cut off.
+    lines = path.read_bytes().split(b"\n")[:-1]
+    os.truncate(path, sum(len(line) + 1 for line in lines))
+    if not lines:
+        return {}
+    try:
+        there = json.loads(lines[0])
+        marks = {str(name): float(value) for name, value in map(json.loads, lines[1:])}
+    except (ValueError, TypeError) as error:
+        raise InvalidInputError(
+            f"{path} holds no marks of a stopped run ({error}); take it away to begin anew"
+        ) from error
+    if told := differences(there, header):
+        raise InvalidInputError(
+            f"{path} holds marks of another run ({told}). Give the same configuration to go on, "
+            f"name another list, or take the file away to begin anew"
+        )
     return marks

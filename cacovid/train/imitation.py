@@ -16,6 +16,7 @@ from torch import Tensor
 from cacovid.errors import InvalidInputError
 from cacovid.train.data import TrainingSample
 from cacovid.train.encoding import PreparedSample, SampleEncoder
+from cacovid.train.limits import check_at_least
 from cacovid.train.objective import Progress, Update
 from cacovid.types import Scores
 
@@ -33,6 +34,10 @@ class ImitationSettings:
     layer: int = 1
     queries: Literal["last", "question"] = "last"
     updates: int = 1
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "layer", section="imitation.")
+        check_at_least(self, 1, "updates", section="imitation.")
 
     @property
     def extra(self) -> str:

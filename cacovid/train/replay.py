@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cacovid.errors import InvalidInputError
+from cacovid.train.limits import check_share
 from cacovid.train.rollouts import Rollouts
 
 
@@ -32,8 +33,7 @@ class RatioSettings:
     dynamic: bool = True
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.base <= 1.0:
-            raise InvalidInputError(f"ratio.base is {self.base}; expected a number in (0, 1]")
+        check_share(self, "base", "low", "high", section="ratio.")
         if not self.double_below < self.halve_above:
             raise InvalidInputError(
                 f"ratio.double_below is {self.double_below} and ratio.halve_above "

@@ -18,6 +18,7 @@ from cacovid.train.choices import letter_ids
 from cacovid.train.data import TrainingSample
 from cacovid.train.decoding import decode_greedily
 from cacovid.train.encoding import PreparedSample, SampleEncoder
+from cacovid.train.finite import check_answers
 from cacovid.train.marking import extract_answer, mark
 from cacovid.train.packing import pad_rows
 from cacovid.types import Prompt
@@ -33,7 +34,8 @@ class Rewards:
     Args:
         value: `[G]` float32, what the objective reads.
         correct: `[G]` float32 in [0, 1]: the marks, which the dynamic ratio reads. With a graded
-            reward of free text, whether greedy decoding would give the solution.
+            reward of free text, whether greedy decoding would give the solution. Of `LocalReward`
+            in host memory, where its reader wants them.
     """
 
     value: Tensor
@@ -58,7 +60,8 @@ class TargetTold:
 
     Args:
         cross_entropy: `[G]` float32, nats per token of the answer, teacher-forced.
-        correct: `[G]` float32, 1 where greedy decoding would begin with exactly the answer.
+        correct: `[G]` float32, 1 where greedy decoding would begin with exactly the answer; of
+            `LocalReward` in host memory.
     """
 
     cross_entropy: Tensor
@@ -129,7 +132,11 @@ class LocalReward:
 
     @torch.no_grad()
     def __call__(self, prepared: PreparedSample, rollouts: Tensor) -> Rewards:
-        """Rewards of `[G, N]` masks or `[G, K]` token indices of one sample."""
+        """Rewards of `[G, N]` masks or `[G, K]` token indices of one sample.
+
+        Raises:
+            InvalidInputError: for logits that are NaN or infinite.
+        """
         value, correct = self._in_parts(
             prepared, rollouts, lambda part: _pair(self._part(prepared.sample, part))
         )
@@ -141,6 +148,10 @@ class LocalReward:
 
         The target is the solution's text, a letter for multiple choice; `kind` and `free_text`
         have no say. All rollouts run as one ragged batch, without generation.
+
+        Raises:
+            InvalidInputError: for a solution without any token, and for logits that are NaN or
+                infinite.
         """
         text = extract_answer(prepared.sample.solution)
         ids = self._tokenizer(text, add_special_tokens=False).input_ids
@@ -160,7 +171,10 @@ class LocalReward:
         rollouts: Tensor,
         read: Callable[[Prompt], tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        """Two numbers of each rollout, `[G]`, read batch by batch."""
+        """Two numbers of each rollout, `[G]`, read batch by batch; the second in host memory.
+
+        `read` gives NaN as the second number of a rollout whose logits are no numbers.
+        """
         # By length, so that little of a batch is padding.
         kept = rollouts.sum(dim=1) if rollouts.dtype == torch.bool else rollouts.new_zeros(0)
         order = torch.argsort(kept, stable=True) if kept.numel() else None
@@ -172,6 +186,12 @@ class LocalReward:
         if order is not None:
             back = torch.argsort(order)
             first, second = first[back], second[back]
+        # The marks are read on the host next; coming there now, they cost no further wait.
+        second = second.cpu()
+        broken = second.isnan()
+        if bool(broken.any()):
+            sample = prepared.sample.id
+            check_answers(broken.tolist(), [sample] * len(broken), self.model)
         return first, second
 
     def _read(self, target: Tensor, packed: Prompt) -> tuple[Tensor, Tensor]:
@@ -179,8 +199,8 @@ class LocalReward:
         answer = self.model.get_input_embeddings()(target[:-1]) if len(target) > 1 else None
         logits = self._logits(packed, answer)
         targets = target.expand(logits.shape[0], -1)
-        each = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-        return each.mean(dim=1), (logits.argmax(dim=-1) == targets).all(dim=1).float()
+        each = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").mean(dim=1)
+        return each, _where_finite(each, (logits.argmax(dim=-1) == targets).all(dim=1))
 
     def _part(self, sample: TrainingSample, packed: Prompt) -> Rewards:
         if sample.problem_type == "multiple choice":
@@ -194,7 +214,7 @@ class LocalReward:
         ids = letter_ids(self._tokenizer, sample.letters)
         logits = self._logits(packed, None)[:, -1, ids]
         log_probability = torch.log_softmax(logits, dim=-1)[:, right]
-        correct = (logits.argmax(dim=-1) == right).float()
+        correct = _where_finite(log_probability, logits.argmax(dim=-1) == right)
         return self._graded(log_probability, correct)
 
     def _forced(self, sample: TrainingSample, packed: Prompt) -> Rewards:
@@ -204,7 +224,10 @@ class LocalReward:
         return self._graded(-cross_entropy, correct)
 
     def _generated(self, sample: TrainingSample, packed: Prompt) -> Rewards:
-        new = decode_greedily(self.model, self._tokenizer, pad_rows(packed), self.max_new_tokens)
+        rows = pad_rows(packed)
+        new = decode_greedily(
+            self.model, self._tokenizer, rows, self.max_new_tokens, [sample.id] * len(rows.embeds)
+        )
         marks = [mark(text, sample.solution, sample.problem_type) for text in new]
         correct = torch.tensor(marks, dtype=torch.float32, device=packed.embeds.device)
         return Rewards(correct, correct)
@@ -238,6 +261,14 @@ class LocalReward:
 
 def _pair(rewards: Rewards) -> tuple[Tensor, Tensor]:
     return rewards.value, rewards.correct
+
+
+def _where_finite(told: Tensor, correct: Tensor) -> Tensor:
+    """`correct` `[G]` as float32, NaN where the log-probabilities `told` `[G]` are no numbers.
+
+    Any NaN or infinity among the logits makes their softmax so.
+    """
+    return correct.float().masked_fill(~torch.isfinite(told), torch.nan)
 
 
 def _cut(packed: Prompt, batch_tokens: int) -> Sequence[Prompt]:

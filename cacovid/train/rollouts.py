@@ -15,6 +15,8 @@ from torch import Tensor
 
 from cacovid import ops, reference
 from cacovid.errors import InvalidInputError
+from cacovid.reference.frame_sample import frame_plan
+from cacovid.train.limits import check_positive, check_share
 from cacovid.types import Grid, Prompt, Scores
 
 Sampler: TypeAlias = Literal["ocss", "mixed", "multinomial", "uniform"]
@@ -52,6 +54,8 @@ class RolloutSettings:
             raise InvalidInputError(
                 f"frame_rollouts is {self.frame_rollouts}; expected 0 (none) or at least 2"
             )
+        check_positive(self, "subspace_factor", section="rollouts.")
+        check_share(self, "max_subspace_prob", section="rollouts.")
         if self.sampler not in get_args(Sampler):
             raise InvalidInputError(
                 f"sampler is {self.sampler!r}; expected one of {', '.join(get_args(Sampler))}"
@@ -192,12 +196,16 @@ def _inside(frame_masks: Tensor, prompt: Prompt, ratio: float) -> Tensor:
     """`[G', N]`: density peaks inside the drawn frames, `round(r*n)*t` tokens in all."""
     grid = prompt.grid
     each = grid.tokens_per_frame[0]
-    budget = max(1, round(ratio * each)) * grid.num_frames
     rows = prompt.video_embeds
+    (plan,) = frame_plan(grid, ratio, len(frame_masks))
+    # Every rollout draws as many frames, so nothing has to be read to find them: a stable sort puts
+    # the drawn ones first, ascending.
+    first = frame_masks.byte().sort(dim=1, descending=True, stable=True).indices[:, : plan.choose]
+    inside = torch.arange(each, device=rows.device)
+    places = (first[:, :, None] * each + inside).flatten(1)
+    kept = [
+        own.index_select(0, ops.density_peaks(rows.index_select(0, own), plan.keep, neighbours=4))
+        for own in places
+    ]
     masks = torch.zeros((len(frame_masks), grid.num_tokens), dtype=torch.bool, device=rows.device)
-    for number, frames in enumerate(frame_masks):
-        places = frames.repeat_interleave(each).nonzero().flatten()
-        count = min(budget, len(places))
-        peaks = ops.density_peaks(rows.index_select(0, places), count, neighbours=4)
-        masks[number, places.index_select(0, peaks)] = True
-    return masks
+    return masks.scatter_(1, torch.stack(kept), True)

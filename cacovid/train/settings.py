@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cacovid.errors import InvalidInputError
+from cacovid.train.limits import check_at_least, check_positive, check_share
 
 #: Settings that have no say in what a run ends with: one that is resumed may have others.
 FREE_SETTINGS = frozenset(
@@ -59,11 +60,13 @@ class TrainerSettings:
     max_unreadable: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("steps", "samples_per_step", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.learning_rate <= 0:
-            raise InvalidInputError(f"learning_rate is {self.learning_rate}; expected more than 0")
+        check_at_least(
+            self, 1, "steps", "samples_per_step", "log_every", "checkpoint_every",
+            "keep_checkpoints",
+        )  # fmt: skip
+        check_at_least(self, 0, "evaluate_every", "weight_decay", "pretrained_rate_factor")
+        check_positive(self, "learning_rate", "max_grad_norm")
+        check_share(self, "warmup", "final_rate", "max_unreadable", zero=True)
         if self.mixed_precision not in ("no", "bf16"):
             raise InvalidInputError(
                 f"mixed_precision is {self.mixed_precision!r}; expected 'no' or 'bf16'"

@@ -39,6 +39,12 @@ def test_wrong_usage(cacovid, arguments, message):
     assert done.returncode == 2 and message in done.stderr
 
 
+def test_several_processes_are_told_to_be_one(cacovid):
+    done = cacovid("calibrate", "--embedded", "--keep", "0.9", WORLD_SIZE="2", RANK="0")
+    assert done.returncode == 2 and "one of 2 processes; it runs as one" in done.stderr
+    assert "without accelerate launch" in done.stderr
+
+
 def test_a_target_that_is_none_is_told_before_anything_runs(cacovid):
     done = cacovid("calibrate", "--embedded", "--keep", "0.9", "--write", "none")
     assert done.returncode == 1 and "there is no none" in done.stderr

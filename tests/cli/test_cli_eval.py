@@ -60,6 +60,18 @@ def test_embedded(written, model_dir):
         assert set(row["seconds"]) >= {"read", "vision", "compress", "prefill", "decode"}
 
 
+def test_embedded_alone_compares_the_table_of_the_task(cacovid, model_dir):
+    done = cacovid(
+        "eval", "--embedded", "--model", model_dir, "--retention", "0.1", "--limit", "2",
+        "--timed", "0", "--max-new-tokens", "2", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [row["method"] for row in json.loads(done.stdout)["results"]] == [
+        "uncompressed", "random", "uniform", "attention", "attention:0", "attention:0:question",
+        "attention:2", "attention:2:question", "blind-oracle", "oracle",
+    ]  # fmt: skip
+
+
 def test_what_is_written_says_the_same(written):
     folder, facts = written
     assert json.loads((folder / "results.json").read_text()) == facts

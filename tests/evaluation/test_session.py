@@ -6,12 +6,19 @@ import pytest
 import torch
 
 from cacovid.errors import InvalidInputError, VideoReadError
-from cacovid.evaluation.answers import Answerer, Request, same_answer
+from cacovid.evaluation.answers import Answerer, Reply, Request, same_answer
 from cacovid.evaluation.choosers import Chosen, choosers
-from cacovid.evaluation.compare import UNCOMPRESSED, Comparison, Condition, by_video
+from cacovid.evaluation.compare import UNCOMPRESSED, Comparison, Condition, Result, by_video
 from cacovid.evaluation.processes import Processes
 from cacovid.evaluation.records import Records
-from cacovid.evaluation.results import csv_text, details, result_rows, table, types_table
+from cacovid.evaluation.results import (
+    DETAILS,
+    csv_text,
+    details,
+    result_rows,
+    table,
+    types_table,
+)
 from cacovid.evaluation.session import EvaluationRun, answerable
 from cacovid.evaluation.trials import STAGES, Trials
 from cacovid.models.generation import fixed_settings
@@ -92,7 +99,12 @@ def test_rows_hold_what_was_measured(comparison, samples):
     assert columns == ["method", "100%", "25%", "5%"] and [c[0] for c in cells] == [
         "random", "oracle",
     ]  # fmt: skip
-    assert len(details(rows)) == 5 and csv_text(rows).count("\n") == 6
+    shown = [dict(zip(DETAILS, line, strict=True)) for line in details(rows)]
+    for row, line in zip(rows, shown, strict=True):
+        for stage in ("read", "vision", "compress", "prefill", "decode"):
+            assert line[stage] == f"{1000 * row['seconds'][stage]:.1f}"
+        assert line["first token"] == f"{1000 * row['seconds']['first_token']:.1f}"
+    assert len(shown) == 5 and csv_text(rows).count("\n") == 6
     assert "against.difference" in csv_text(rows).splitlines()[0]
     assert by_video(samples) == [[0, 1, 2], [3, 4, 5]]
     assert by_video(samples, most=2) == [[0, 1], [2], [3, 4], [5]]
@@ -161,6 +173,27 @@ def test_frames_of_a_scene_are_those_of_its_file(samples):
     assert len(whole) == 16
     fewer, _ = read_sample(samples[0], max_frames=4)
     assert (fewer == whole[[0, 5, 10, 15]]).all()
+
+
+def test_answers_that_hold_line_ends_are_read_again(tmp_path):
+    answers = ("one\u2028two", "one\u0085two", "one\r\ntwo\x0b\x1c", "d\u00e9j\u00e0 \U0001f600")
+    results = [
+        Result(str(n), "kind", answer, (Reply(answer, 1.0, 5, 9),))
+        for n, answer in enumerate(answers)
+    ]
+    records = Records(tmp_path, {"seed": 1})
+    for result in results:
+        records.add(result)
+    assert records.read() == {result.id: result for result in results}
+    own = tmp_path / "records-0.jsonl"
+    own.write_bytes(own.read_bytes()[:-12])  # cut off inside a character
+    assert set(records.read()) == {"0", "1", "2"}
+    records.mend()
+    records.add(results[3])
+    assert records.read()["3"] == results[3]
+    own.write_bytes(b'{"id": "\xff"}\n')
+    with pytest.raises(InvalidInputError, match="line 1 is no record"):
+        records.read()
 
 
 class Stopped(Exception):
@@ -336,3 +369,24 @@ def test_methods_inside_the_language_model_are_compared_too(name, random_qa, sam
     timed = Trials(qa.model, qa.processor, [chooser], [0.4], qa.reading, 2)(samples[0])
     assert timed.trials[1].chosen.kept.counts == (part.hook.tokens_per_layer[-1],)
     assert timed.trials[1].entering == fewer.entering
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("kind", ["multiple choice", "exact"])
+def test_logits_that_are_no_numbers_give_no_answer(random_qa, samples, monkeypatch, kind, alone):
+    from cacovid.evaluation import answers
+
+    sample = next(s for s in samples if s.problem_type == kind)
+    prepared = make_run(random_qa, samples, names=("random",))._encoder(frozenset())(sample)
+    (random,) = choosers(["random"], random_qa.model)
+    request = Request(prepared, random(prepared, [0.1], 1)[0].selection)
+    answerer = Answerer(random_qa.model, random_qa.processor.tokenizer, 4)
+    if alone:
+        monkeypatch.setattr(answers, "_packs", lambda request: False)
+    head = random_qa.model.get_output_embeddings()
+    with (
+        head.register_forward_hook(lambda _m, _a, logits: logits * float("nan")),
+        pytest.raises(InvalidInputError, match="NaN or infinite") as caught,
+    ):
+        answerer([request])
+    assert repr(sample.id) in str(caught.value)

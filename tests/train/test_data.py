@@ -128,17 +128,50 @@ def test_the_filter_goes_on_where_it_was_stopped(tmp_path):
 
     output = tmp_path / "kept.json"
     with pytest.raises(KeyboardInterrupt):
-        filter_blind(samples, reader, output)
+        filter_blind(samples, reader, output, {"model": "one"})
     assert not output.exists()
     with open(tmp_path / "kept.json.part", "a") as file:
         file.write('["3", 1')  # a line that a kill cut off
-    found = filter_blind(samples, reader, output)
+    found = filter_blind(samples, reader, output, {"model": "one"})
     assert asked == ["0", "1", "2", "3", "3", "4", "5"]
     assert found.kept == ("1", "3", "4", "5") and found.dropped == ("0", "2")
     assert json.loads(output.read_text())["kept"] == ["1", "3", "4", "5"]
     assert [p.name for p in tmp_path.iterdir()] == ["kept.json"]
     with pytest.raises(InvalidInputError, match="all 6 questions are answered rightly"):
-        filter_blind(samples, lambda s: 1.0, tmp_path / "none.json")
+        filter_blind(samples, lambda s: 1.0, tmp_path / "none.json", {})
+
+
+def test_the_filter_does_not_go_on_with_the_marks_of_another_run(tmp_path):
+    samples = Samples(tuple(TrainingSample(str(i), "?", "A", "exact") for i in range(3)))
+    output, part = tmp_path / "kept.json", tmp_path / "kept.json.part"
+
+    def stops(sample):
+        if sample.id == "2":
+            raise KeyboardInterrupt
+        return 0.0
+
+    with pytest.raises(KeyboardInterrupt):
+        filter_blind(samples, stops, output, {"model": "one"})
+    there = part.read_bytes()
+    others = Samples((*samples.kept[:2], TrainingSample("2", "why?", "A", "exact")))
+    for given, header, message in (
+        (samples, {"model": "two"}, 'model: "one", now "two"'),
+        (others, {"model": "one"}, 'questions: "'),
+    ):
+        with pytest.raises(InvalidInputError, match=f"marks of another run .{message}"):
+            filter_blind(given, lambda s: 1.0, output, header)
+        assert part.read_bytes() == there and not output.exists()
+    found = filter_blind(samples, lambda s: float(s.id == "2"), output, {"model": "one"})
+    assert found.kept == ("0", "1")
+    # Of a version without the line that says what the marks depend on.
+    part.write_text('["0", 1.0]\n')
+    with pytest.raises(InvalidInputError, match=r"another run .which one is not said.* take the"):
+        filter_blind(samples, lambda s: 0.0, output, {})
+    part.write_text('{"questions"')  # killed at once
+    assert filter_blind(samples, lambda s: 0.0, output, {}).kept == ("0", "1", "2")
+    part.write_text('{"questions": "x"}\n["0"]\n')
+    with pytest.raises(InvalidInputError, match=r"holds no marks .* begin anew"):
+        filter_blind(samples, lambda s: 0.0, output, {})
 
 
 def test_the_ratio_follows_the_reward():
@@ -155,7 +188,7 @@ def test_the_ratio_follows_the_reward():
 
 @pytest.mark.parametrize("sampler", ["ocss", "mixed", "multinomial", "uniform"])
 def test_rollouts(sampler):
-    from cacovid import Grid, Prompt, Scores
+    from cacovid import Grid, Prompt, Scores, reference
     from cacovid.train.rollouts import RolloutSettings, draw_rollouts
 
     generator = torch.Generator().manual_seed(0)
@@ -170,6 +203,13 @@ def test_rollouts(sampler):
     assert drawn.frame_masks.sum(1).eq(2).all()
     assert drawn.frame_token_masks.view(4, 16, 6).any(-1).equal(drawn.frame_masks)
     assert drawn.read.shape == (9, 96)
+    for ratio in (0.01, 0.3, 1.0):
+        tried = draw_rollouts(scores, prompt, ratio, settings, seed=2, draw=0)
+        for frames, read in zip(tried.frame_masks, tried.frame_token_masks, strict=True):
+            places = frames.repeat_interleave(6).nonzero().flatten()
+            count = min(max(1, round(6 * ratio)) * 16, len(places))
+            peaks = reference.density_peaks(prompt.video_embeds[places], count, 4)
+            assert read.nonzero().flatten().equal(places[peaks])
     top = scores.token.view(16, 6).topk(2).indices
     greedy = torch.zeros(16, 6, dtype=torch.bool).scatter_(1, top, True)
     assert drawn.token_masks[0].equal(greedy.flatten())

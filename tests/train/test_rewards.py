@@ -88,6 +88,57 @@ def test_forced_answers_are_what_greedy_decoding_would_say(model, encoder, sampl
     assert bool((graded.value < 0).all()) and torch.equal(graded.correct, forced.correct)
 
 
+def test_a_forced_answer_that_the_model_says_and_ends_is_right(
+    model, encoder, samples, masks, monkeypatch
+):
+    sample = open_question(samples)
+    texts, _ = one_by_one(model, encoder, sample, masks, 2)
+    tokenizer = encoder.processor.tokenizer
+    said = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    solution, end = said[1]
+    # The end of an answer is what the model says second: then it says this answer and no more.
+    monkeypatch.setattr(model.generation_config, "eos_token_id", end)
+    sample = dataclasses.replace(sample, solution=tokenizer.decode([solution]))
+    prepared = encoder(sample)
+    expected = [float(two == [solution, end]) for two in said]
+    assert sorted(set(expected)) == [0.0, 1.0]
+    forced = LocalReward(encoder, free_text="forced")(prepared, masks)
+    assert forced.correct.tolist() == forced.value.tolist() == expected
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@pytest.mark.parametrize("how", ["choice", "forced", "generate", "target"])
+def test_logits_that_are_no_numbers_are_refused(model, encoder, samples, masks, how, broken):
+    sample = choice(samples) if how == "choice" else open_question(samples)
+    prepared = encoder(sample)
+    reward = LocalReward(encoder, free_text="forced" if how == "forced" else "generate")
+    read = reward.read_target if how == "target" else reward
+
+    def spoil(_module, _args, logits):
+        return logits.index_fill(0, torch.tensor([len(logits) - 1]), broken)  # of one rollout
+
+    with (
+        model.get_output_embeddings().register_forward_hook(spoil),
+        pytest.raises(InvalidInputError, match=r"NaN or infinite.* float16") as caught,
+    ):
+        read(prepared, masks)
+    assert repr(sample.id) in str(caught.value) and "runs in float32" in str(caught.value)
+    read(prepared, masks)
+
+
+@pytest.mark.parametrize("find", [choice, open_question])
+def test_a_blind_reader_without_numbers_is_refused(model, processor, samples, find):
+    from cacovid.train.filtering import BlindReader
+
+    sample = find(samples)
+    with (
+        model.get_output_embeddings().register_forward_hook(lambda _m, _a, out: out / 0.0),
+        pytest.raises(InvalidInputError, match="NaN or infinite") as caught,
+    ):
+        BlindReader(model, processor, 3)(sample)
+    assert repr(sample.id) in str(caught.value)
+
+
 def test_the_vision_tower_runs_once_per_video(model, encoder, samples):
     from cacovid.train.encoding import SampleEncoder
 
