@@ -44,7 +44,7 @@ def find(op: str, device: torch.device, dtype: torch.dtype, columns: int, tokens
         op: Key such as `score_fwd`.
         device: Where it is to run.
         dtype: Of the video.
-        columns: `C`, padded.
+        columns: `C`; for `score_fwd` the widths of the blocks that hold them, slots and features.
         tokens: `N`.
 
     Raises:

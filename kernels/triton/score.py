@@ -226,12 +226,14 @@ def _configuration(
     video: Tensor, slots: int, extra: int, inter_frame: bool
 ) -> configurations.Config:
     """Of the fused form where it is to serve, else of the two kernels."""
-    columns, tokens = slots + extra, video.shape[0]
+    tokens = video.shape[0]
     if not inter_frame:
-        config = configurations.find("score_fwd", video.device, video.dtype, columns, tokens)
+        # What a program holds are the widths of its blocks: 80 slots and 40 features take 192.
+        held = _padded(slots) + _padded(extra)
+        config = configurations.find("score_fwd", video.device, video.dtype, held, tokens)
         if config["FUSED"]:
             return config
-    return configurations.find("score_project", video.device, video.dtype, columns, tokens)
+    return configurations.find("score_project", video.device, video.dtype, slots + extra, tokens)
 
 
 def _triples(sizes: Sequence[int]) -> Sizes:

@@ -255,7 +255,7 @@ def _factors(squares_ptr, rows, inside, tokens, width, eps,
     return tl.rsqrt(total / width + eps)[:, None]
 
 
-@triton.jit(do_not_specialize=["tokens", "stride_zn"])
+@triton.jit(do_not_specialize=["tokens", "width", "stride_zn"])
 def _score_finish_kernel(z_ptr, squares_ptr, tiles_ptr, values_ptr, token_head_ptr, token_ptr,
                          pieces_ptr, tokens, width, stride_zn, eps, bound,
                          HEADS: tl.constexpr, SLOTS: tl.constexpr, P: tl.constexpr,

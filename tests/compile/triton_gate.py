@@ -1,11 +1,17 @@
 """Compiles the Triton kernels as their launchers launch them, without a GPU.
 
 A launcher is called with tensors on the CPU and with recorders in the place of its kernels, so that
-what is compiled is what would be launched. Has to run in a process without Triton's interpreter:
+what is compiled is what would be launched. Has to run in a process without Triton's interpreter, in
+the repository's root:
 
-    python tests/compile/triton_gate.py [--architecture 90] [--every]
+    python -m tests.compile.triton_gate list [--architecture 90]
+    python -m tests.compile.triton_gate few [--architecture 90]
+    python -m tests.compile.triton_gate record [--architecture 90] [--file PATH]
 
-prints one JSON object for each compilation: registers, spilled bytes, shared memory, and which
+`list` prints a JSON object for each launch that is to compile, and compiles nothing. `few` compiles
+those that stand for the rest. `record` brings a file of reports up to date, which is by default
+`triton_reports.jsonl` beside this file: it compiles the launches that the file lacks and leaves out
+those that are no more. A report has the registers, spilled bytes, shared memory, and which
 instructions there are.
 """
 
@@ -13,11 +19,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
+import inspect
 import io
+import itertools
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +39,7 @@ from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 ARCHITECTURES = (80, 90, 100)
+RECORDS = Path(__file__).with_name("triton_reports.jsonl")
 _TYPES = {
     torch.float32: "fp32",
     torch.float16: "fp16",
@@ -103,6 +115,31 @@ def _source(launch: Launch) -> ASTSource:
     return ASTSource(launch.kernel, signature, constants, attributes)
 
 
+def _text(kernel: Any) -> list[tuple[str, str]]:
+    """The source of a kernel and of all functions that it calls, by name."""
+    found: dict[str, str] = {}
+    waiting = [kernel]
+    while waiting:
+        function = waiting.pop().fn
+        if function.__name__ not in found:
+            found[function.__name__] = inspect.getsource(function)
+            called = (function.__globals__.get(name) for name in function.__code__.co_names)
+            waiting += [f for f in called if isinstance(f, triton.runtime.JITFunction)]
+    return sorted(found.items())
+
+
+def key(launch: Launch, architecture: int) -> str:
+    """A hash of what is compiled: the kernel's source, the kinds of its arguments, the options.
+
+    Triton's version is not in it and stands beside it in a report.
+    """
+    source = _source(launch)
+    options = [launch.arguments[name] for name in _OPTIONS]
+    arguments = (source.signature, source.constants, source.attrs, options)
+    parts = (_text(launch.kernel), architecture, arguments)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
+
+
 def compiled(launch: Launch, architecture: int) -> dict[str, Any]:
     """What ptxas and the code say of a launch.
 
@@ -124,8 +161,6 @@ def compiled(launch: Launch, architecture: int) -> dict[str, Any]:
     assert spills and registers, log.getvalue()
     ptx = kernel.asm["ptx"]
     return {
-        "kernel": launch.kernel.__name__,
-        "architecture": architecture,
         "spilled": int(spills[1]) + int(spills[2]),
         "registers": int(registers[1]),
         "shared": kernel.metadata.shared,
@@ -133,7 +168,6 @@ def compiled(launch: Launch, architecture: int) -> dict[str, Any]:
         "tcgen05": "tcgen05.mma" in ptx,
         "mma": "mma.sync" in ptx,
         "descriptors": "cp.async.bulk.tensor" in ptx,
-        "fused_multiply_add": bool(re.search(r"\bfma\.rn(\.ftz)?\.f32", ptx)),
     }
 
 
@@ -218,37 +252,90 @@ def _score_call(
     return call
 
 
-def run(architecture: int, every: bool, op: str | None = None) -> Iterator[dict[str, Any]]:
-    """Compiles the launches of all jobs, or of the first of each op; each distinct one once."""
+def test_jobs() -> Iterator[Job]:
+    """The launches of the tests of `score`, of those that hold the most columns."""
+    from tests.kernels import test_score_triton as tests
+
+    for shape in tests.SHAPES:
+        for dtype in tests.DTYPES:
+            video = tests.draw_video(tests.GRID.num_tokens, shape[0], dtype)
+            given = (video, tests.questions(shape), tests.GRID, shape[-1])
+            if shape[-1] is not None:
+                label = f"tests {dtype} {shape}"
+                yield Job("tests", label, dtype, lambda given=given: tests.scores(*given))
+
+
+def launches(architecture: int) -> Iterator[tuple[dict[str, Any], Launch]]:
+    """What is to compile, each distinct launch once: how a report of it begins, and the launch."""
     from cacovid.kernels import score
 
     seen: set[str] = set()
-    done: set[str] = set()
-    for job in score_jobs(architecture):
-        if (not every and job.op in done) or (op is not None and job.op != op):
-            continue
-        done.add(job.op)
-        with recorded(score) as launches:
+    # Where the tests run; on other devices they may have to be smaller.
+    more = test_jobs() if architecture == 90 else iter(())
+    for job in itertools.chain(score_jobs(architecture), more):
+        with recorded(score) as found:
             job.call()
-        for launch in launches:
-            source = _source(launch)
-            options = [launch.arguments[name] for name in _OPTIONS]
-            key = f"{source.hash()} {options}"
-            if key in seen:
-                continue
-            seen.add(key)
-            yield {"label": job.label, "op": job.op, **compiled(launch, architecture)}
+        for launch in found:
+            name = key(launch, architecture)
+            if name not in seen:
+                seen.add(name)
+                yield {
+                    "key": name, "triton": triton.__version__, "architecture": architecture,
+                    "op": job.op, "dtype": str(job.dtype).removeprefix("torch."),
+                    "label": job.label, "kernel": launch.kernel.__name__,
+                }, launch  # fmt: skip
+
+
+def few(architecture: int) -> Iterator[dict[str, Any]]:
+    """Reports of the first launch of each kernel: for sm_90 in each dtype, else in bfloat16."""
+    done = set()
+    for head, launch in launches(architecture):
+        kind = (head["kernel"], head["dtype"])
+        if head["op"] == "tests" or kind in done:
+            continue
+        if architecture == 90 or head["dtype"] == "bfloat16":
+            done.add(kind)
+            yield {**head, **compiled(launch, architecture)}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The reports of a file; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def record(architecture: int, path: Path) -> None:
+    """Brings a file's reports for an architecture up to date.
+
+    Each report is written as it comes, so that work is not lost when it is broken off.
+    """
+    old = {(report["key"], report["triton"]): report for report in read(path)}
+    others = [report for report in old.values() if report["architecture"] != architecture]
+    reports = []
+    for head, launch in launches(architecture):
+        report = old.get((head["key"], head["triton"]))
+        if report is None:
+            report = {**head, **compiled(launch, architecture)}
+            print(json.dumps(report), file=sys.stderr, flush=True)
+            with path.open("a") as file:
+                file.write(json.dumps(report) + "\n")
+        reports.append({**report, **head})
+    everything = sorted(others + reports, key=lambda r: (r["architecture"], r["label"], r["key"]))
+    path.write_text("".join(json.dumps(report) + "\n" for report in everything))
 
 
 def main() -> None:
-    """Prints a line for every compilation."""
+    """See the module."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("list", "few", "record"))
     parser.add_argument("--architecture", type=int, action="append", choices=ARCHITECTURES)
-    parser.add_argument("--every", action="store_true")
-    parser.add_argument("--op")
+    parser.add_argument("--file", type=Path, default=RECORDS)
     options = parser.parse_args()
     for architecture in options.architecture or ARCHITECTURES:
-        for report in run(architecture, options.every, options.op):
+        if options.what == "record":
+            record(architecture, options.file)
+            continue
+        heads = (head for head, _ in launches(architecture))
+        for report in heads if options.what == "list" else few(architecture):
             print(json.dumps(report), flush=True)
 
 

@@ -24,7 +24,12 @@ from cacovid.testing.budgets import assert_within_budget, cast, largest_error
 pytest.importorskip("triton")
 
 from cacovid.kernels import configurations
-from cacovid.kernels.score import score_dw_triton, score_fwd_triton
+from cacovid.kernels.score import (
+    ScoreForward,
+    _configuration,
+    score_dw_triton,
+    score_fwd_triton,
+)
 from cacovid.kernels.score_plan import tile_tables
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -73,8 +78,24 @@ def arguments(video: Tensor, folds: list[ScoreFold], grid: Grid) -> tuple[Any, .
     return (*tensors, sizes, *packed[4:])
 
 
+def fitted(config: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
+    """A configuration that fits a GPU: float32 takes twice the memory, and three products."""
+    if dtype != torch.float32:
+        return config
+    return {**config, "BLOCK_N": min(64, config["BLOCK_N"]), "BLOCK_K": 32}
+
+
+def scores(
+    video: Tensor, folds: list[ScoreFold], grid: Grid, config: dict[str, int] | None,
+    keep: bool = False,
+) -> ScoreForward:  # fmt: skip
+    given = arguments(video, folds, grid)
+    config = config and fitted(config, video.dtype)
+    return score_fwd_triton(*given, config=config, keep=keep)
+
+
 def check(video: Tensor, folds: list[ScoreFold], grid: Grid, config: dict[str, int] | None) -> None:
-    done = score_fwd_triton(*arguments(video, folds, grid), config=config)
+    done = scores(video, folds, grid, config)
     own = folds if len(folds) > 1 else folds * grid.num_videos
     plain = reference.score(video, cast(own, video.dtype), grid)
     exact = reference.score(video.double(), cast(own, torch.float64), grid)
@@ -103,7 +124,10 @@ def test_the_surprise_policy_is_served() -> None:
     check(draw_video(GRID.num_tokens, 64), [fold], GRID, {**SPLIT, "BLOCK_K": 32})
 
 
-SHAPES: list[tuple[int, int, int, tuple[int, int], bool, dict[str, int] | None]] = [
+#: `D`, heads, slots of a head, widths, whether with inter-frame columns, configuration.
+Shape = tuple[int, int, int, tuple[int, int], bool, dict[str, int] | None]
+#: Those with a configuration are compiled by `tests/compile` too.
+SHAPES: list[Shape] = [
     (256, 2, 32, (32, 32), False, None),  # the design point, by the default configuration
     (256, 2, 32, (32, 32), True, None),
     (904, 2, 32, (32, 32), False, FUSED),  # D is no multiple of the blocks
@@ -111,35 +135,37 @@ SHAPES: list[tuple[int, int, int, tuple[int, int], bool, dict[str, int] | None]]
     (128, 3, 7, (40, 30), False, {**FUSED, "DESCRIPTORS": 0}),
     (200, 4, 64, (32, 32), False, {**FUSED, "BLOCK_N": 32}),  # 320 columns
     (200, 2, 128, (32, 32), True, {**SPLIT, "BLOCK_C": 128}),  # 384 columns
-    (256, 2, 32, (32, 32), False, {**SPLIT, "SPLIT_K": 4, "BLOCK_K": 64}),
+    (3584, 2, 32, (32, 32), False, {**SPLIT, "SPLIT_K": 4}),  # of a model of 7 billion weights
     (200, 3, 5, (8, 9), True, {**SPLIT, "SPLIT_K": 8, "BLOCK_K": 32, "DESCRIPTORS": 0}),
+    (8192, 2, 32, (32, 32), False, FUSED),  # the largest hidden size
 ]
 
 
+def questions(shape: Shape) -> list[ScoreFold]:
+    """Two of different length; one where it is long."""
+    size, heads, slots, widths, inter_frame, _ = shape
+    count = 1 if slots in (64, 128) else 2
+    return [make_fold(size, heads, slots + i, widths, inter_frame, i) for i in range(count)]
+
+
 @pytest.mark.parametrize(
-    ("size", "heads", "slots", "widths", "inter_frame", "config", "dtype"),
+    ("shape", "dtype"),
     [
-        (*shape, dtype)
+        (shape, dtype)
         for dtype in DTYPES
         # On a GPU everything; the interpreter takes seconds for each.
         for shape in (SHAPES if dtype == torch.bfloat16 or DEVICE == "cuda" else SHAPES[2::2])
     ],
 )
-def test_error_budget(
-    size: int, heads: int, slots: int, widths: tuple[int, int], inter_frame: bool,
-    config: dict[str, int] | None, dtype: torch.dtype,
-) -> None:  # fmt: skip
-    # Two questions of different length.
-    folds = [make_fold(size, heads, slots + i % 2, widths, inter_frame, i) for i in (0, 1)]
-    if slots in (64, 128):
-        folds = folds[:1]
-    check(draw_video(GRID.num_tokens, size, dtype), folds, GRID, config)
+def test_error_budget(shape: Shape, dtype: torch.dtype) -> None:
+    video = draw_video(GRID.num_tokens, shape[0], dtype)
+    check(video, questions(shape), GRID, shape[-1])
 
 
 @pytest.mark.parametrize("config", [FUSED, {**SPLIT, "SPLIT_K": 2}])
 def test_same_bits_again(config: dict[str, int]) -> None:
-    given = arguments(draw_video(91, 128), [make_fold(128, 2, 8, (16, 16), False, 0)], GRID)
-    first, second = (score_fwd_triton(*given, config=config, keep=True) for _ in range(2))
+    given = draw_video(91, 128), [make_fold(128, 2, 8, (16, 16), False, 0)], GRID
+    first, second = (scores(*given, config, keep=True) for _ in range(2))
     for field in dataclasses.fields(first):
         a, b = getattr(first, field.name), getattr(second, field.name)
         assert torch.equal(a, b), field.name
@@ -151,10 +177,8 @@ def test_same_bits_again(config: dict[str, int]) -> None:
 def test_a_video_alone_scores_as_in_a_pack() -> None:
     fold = make_fold(128, 2, 8, (16, 16), True, 0)
     video = draw_video(GRID.num_tokens, 128)
-    packed = score_fwd_triton(*arguments(video, [fold], GRID), config=SPLIT)
-    alone = score_fwd_triton(
-        *arguments(video[63:].contiguous(), [fold], GRID.video(1)), config=SPLIT
-    )
+    packed = scores(video, [fold], GRID, SPLIT)
+    alone = scores(video[63:].contiguous(), [fold], GRID.video(1), SPLIT)
     assert torch.equal(packed.token[63:], alone.token)
     assert torch.equal(packed.frame[3:], alone.frame)
 
@@ -163,7 +187,7 @@ def test_other_videos_do_not_leak_in() -> None:
     fold = make_fold(128, 2, 8, (16, 16), True, 0)
     video = draw_video(GRID.num_tokens, 128)
     video[63:] = float("nan")
-    done = score_fwd_triton(*arguments(video, [fold], GRID), config=SPLIT)
+    done = scores(video, [fold], GRID, SPLIT)
     assert bool(done.token[:63].isfinite().all()) and bool(done.frame[:3].isfinite().all())
     assert not bool(done.token[63:].isfinite().any())
 
@@ -172,9 +196,10 @@ def test_a_wider_row_step_is_read_in_place() -> None:
     fold = make_fold(128, 2, 8, (16, 16), False, 0)
     wide = draw_video(GRID.num_tokens, 160)
     given = arguments(wide[:, :128].contiguous(), [fold], GRID)
-    expected = score_fwd_triton(*given, config=FUSED)
+    config = fitted(FUSED, wide.dtype)
+    expected = score_fwd_triton(*given, config=config)
     strided = wide.to(DEVICE)[:, :128]
-    got = score_fwd_triton(strided, *given[1:], config=FUSED)
+    got = score_fwd_triton(strided, *given[1:], config=config)
     assert torch.equal(got.token, expected.token) and torch.equal(got.frame, expected.frame)
 
 
@@ -182,7 +207,7 @@ def test_a_wider_row_step_is_read_in_place() -> None:
 def test_what_is_kept_for_the_gradient(config: dict[str, int]) -> None:
     fold = make_fold(200, 3, 5, (8, 9), False, 0)
     video = draw_video(GRID.num_tokens, 200)
-    done = score_fwd_triton(*arguments(video, [fold], GRID), config=config, keep=True)
+    done = scores(video, [fold], GRID, config, keep=True)
     assert done.z is not None and done.squares is not None
     exact = video.double() @ fold.columns.double()
     assert_within_budget(done.z.cpu(), video @ fold.columns, exact)
@@ -216,10 +241,10 @@ def test_gradients_through_the_op(
     folds = [make_fold(64, 2, 8 + i, (16, 16), inter_frame, i) for i in (0, 1)]
     video = draw_video(GRID.num_tokens, 64, dtype)
     weights = torch.randn(GRID.num_tokens + GRID.num_frames)
+    config = fitted(SPLIT if inter_frame else FUSED, dtype)
     monkeypatch.setattr(
-        configurations, "find",
-        lambda op, *rest: DW if op == "score_dw" else SPLIT if op == "score_project" else FUSED,
-    )  # fmt: skip
+        configurations, "find", lambda op, *rest: DW if op == "score_dw" else config
+    )
 
     def gradients(form: str, video: Tensor, dtype: torch.dtype) -> list[Tensor]:
         leaves = [video.clone().requires_grad_(), *(
@@ -431,10 +456,26 @@ def test_configurations_are_complete() -> None:
     assert configurations.device_file("NVIDIA H200") == "nvidia-h200.json"
 
 
+@pytest.mark.parametrize(("slots", "features"), [(98, 64), (80, 40)])
+@pytest.mark.parametrize("arch", ["sm_90", "sm_100"])
+def test_few_tokens_take_low_tiles(
+    slots: int, features: int, arch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both widths take blocks of 128 + 64 columns; 32 frames of 196 tokens are 49 high tiles."""
+    monkeypatch.setattr(configurations, "architecture", lambda device: arch)
+    for dtype in (torch.bfloat16, torch.float16):
+        for tokens, rows in ((6272, 64), (8448, 64), (12544, 128)):
+            video = torch.empty(tokens, 3584, dtype=dtype, device="meta")
+            config = _configuration(video, slots, features, inter_frame=False)
+            assert config["FUSED"] and config["BLOCK_N"] == rows
+            # Four warps hold 128 columns of 64 rows, and spill at 192.
+            assert config["num_warps"] == 8
+
+
 def test_errors_are_found_by_these_tests() -> None:
     """The comparison is not blind: a wrong weight is out of the budget."""
     fold = make_fold(128, 2, 8, (16, 16), False, 0)
     video = draw_video(GRID.num_tokens, 128)
     other = dataclasses.replace(fold, eps=1e-2)
-    a, b = (score_fwd_triton(*arguments(video, [f], GRID), config=FUSED) for f in (fold, other))
+    a, b = (scores(video, [f], GRID, FUSED) for f in (fold, other))
     assert largest_error(a.token, b.token) > 1e-4
