@@ -11,10 +11,12 @@ has its own grid and its own budget.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,12 +88,17 @@ class Grid:
     )
 
     def __init__(self, sizes: Iterable[Sequence[int]]) -> None:
+        if not isinstance(sizes, Iterable):
+            raise InvalidInputError(
+                f"a grid was given {sizes!r}; expected a list of (t, h, w), one for each video"
+            )
         checked: list[tuple[int, int, int]] = []
         for index, size in enumerate(sizes):
-            values = tuple(int(v) for v in size)
+            values = _whole_numbers(size)
             if len(values) != 3 or min(values) < 1:
                 raise InvalidInputError(
-                    f"grid of video {index} is {tuple(size)}; expected (t, h, w), each at least 1"
+                    f"grid of video {index} is {size!r}; expected (t, h, w), integers of at least "
+                    f"1; a single video is [(t, h, w)]"
                 )
             checked.append((values[0], values[1], values[2]))
         if not checked:
@@ -168,12 +175,25 @@ class Grid:
     def per_video(self, value: PerVideo, name: str) -> tuple[float, ...]:
         """`value` for each video.
 
+        Numbers of numpy and tensors on the CPU are taken at the fewest digits that tell them apart
+        in their own dtype: `np.float32(0.29)` is 0.29, as a caller wrote it.
+
+        Args:
+            value: One number, or one per video.
+            name: For messages.
+
         Raises:
-            InvalidInputError: if a sequence has not one entry per video.
+            InvalidInputError: for what is no number, or a tensor on another device; if a sequence
+                has not one entry per video.
         """
         if isinstance(value, (int, float)):
             return (float(value),) * self.num_videos
-        values = tuple(float(v) for v in value)
+        given: Any = value
+        if not isinstance(given, (list, tuple)):
+            given = _on_the_host(given, name)
+            if np.ndim(given) == 0:
+                return (_number(given, name),) * self.num_videos
+        values = tuple(_number(v, name) for v in given)
         if len(values) != self.num_videos:
             raise InvalidInputError(
                 f"{name} has {len(values)} values for {self.num_videos} videos; "
@@ -184,8 +204,11 @@ class Grid:
     def budgets(self, retention: PerVideo) -> tuple[int, ...]:
         """The exact budget of each video: `max(1, floor(r*N + 1e-9))` in float64.
 
+        Args:
+            retention: One number, or one per video; each in (0, 1].
+
         Raises:
-            InvalidInputError: if a retention is not in (0, 1].
+            InvalidInputError: if a retention is no number in (0, 1].
 
         >>> Grid([(1, 10, 10)]).budgets(0.29)
         (29,)
@@ -220,7 +243,7 @@ class Prompt:
         video_index: `[N]`, int64: where the video tokens stand in `embeds`, in the grid's order.
         question_index: `[L]`, int64: where the question's tokens stand (user text and options; no
             template markers, no system text).
-        grid: The grids of the packed videos.
+        grid: The grids of the packed videos; a list of `(t, h, w)` is made one.
         prompt_offsets: Where each prompt begins in `embeds`, and `S` at the end (host integers);
             `(0, S)` when omitted.
         question_offsets: Where each video's question begins in `question_index`, and `L` at the
@@ -240,6 +263,7 @@ class Prompt:
     extras: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _set_grid(self)
         if self.embeds.dim() != 2:
             raise InvalidInputError(
                 f"embeds has shape {tuple(self.embeds.shape)}; expected [S, D] (packed, no batch)"
@@ -253,6 +277,27 @@ class Prompt:
             raise InvalidInputError(
                 f"video_index has {self.video_index.numel()} entries, but the grid "
                 f"{self.grid.sizes} has {self.grid.num_tokens} tokens"
+            )
+        for name in ("video_index", "question_index"):
+            self._check_places(name, getattr(self, name))
+
+    def __repr__(self) -> str:
+        return (
+            f"Prompt(embeds={_brief(self.embeds)}, position_ids={_brief(self.position_ids)}, "
+            f"video_index={_brief(self.video_index)}, "
+            f"question_index={_brief(self.question_index)}, grid={self.grid}, "
+            f"extras={sorted(self.extras)})"
+        )
+
+    def _check_places(self, name: str, index: Tensor) -> None:
+        # On another device this would wait for it, and a compiled graph cannot branch on it.
+        if index.device.type != "cpu" or torch.compiler.is_compiling() or not index.numel():
+            return
+        low, high = (int(end) for end in torch.aminmax(index))
+        if low < 0 or high >= self.embeds.shape[0]:
+            raise InvalidInputError(
+                f"{name} runs from {low} to {high}; expected rows of embeds, from 0 to "
+                f"{self.embeds.shape[0] - 1}"
             )
 
     @property
@@ -278,6 +323,9 @@ class Scores:
     token: Tensor
     frame: Tensor | None = None
 
+    def __repr__(self) -> str:
+        return f"Scores(token={_brief(self.token)}, frame={_brief(self.frame)})"
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -285,22 +333,38 @@ class Selection:
 
     Args:
         keep: `[K]` int64, ascending, flat over the packed videos.
-        grid: The grids that `keep` refers to.
-        counts: Kept tokens of each video (host integers).
+        grid: The grids that `keep` refers to; a list of `(t, h, w)` is made one.
+        counts: Kept tokens of each video (host integers). Left out, they are counted from `keep`,
+            which waits for its device.
         embeds: `[K, D]` where a method merges tokens, else None.
+
+    Raises:
+        InvalidInputError: for counts that are not those of `keep`, or left out for a `keep` that
+            is not ascending or names tokens that the grid does not have.
+
+    >>> Selection(torch.tensor([0, 3, 4]), [(1, 2, 2), (1, 1, 3)]).counts
+    (2, 1)
     """
 
     keep: Tensor
     grid: Grid
-    counts: tuple[int, ...]
+    counts: tuple[int, ...] = ()
     embeds: Tensor | None = None
 
     def __post_init__(self) -> None:
+        _set_grid(self)
+        if not self.counts:  # a grid has at least one video, and so has its counts
+            object.__setattr__(self, "counts", _counted(self.keep, self.grid))
         if sum(self.counts) != self.keep.numel() or len(self.counts) != self.grid.num_videos:
             raise InvalidInputError(
                 f"counts {self.counts} do not describe {self.keep.numel()} kept tokens of "
                 f"{self.grid.num_videos} videos"
             )
+
+    def __repr__(self) -> str:
+        merged = "" if self.embeds is None else f", embeds={_brief(self.embeds)}"
+        keep = _brief(self.keep)
+        return f"Selection(keep={keep}, grid={self.grid}, counts={self.counts}{merged})"
 
     def mask(self) -> Tensor:
         """`[N]` bool, True where a token is kept."""
@@ -320,3 +384,61 @@ def _prefix_sums(values: Sequence[int]) -> tuple[int, ...]:
         total += value
         sums.append(total)
     return tuple(sums)
+
+
+def _set_grid(value: Prompt | Selection) -> None:
+    if not isinstance(value.grid, Grid):
+        object.__setattr__(value, "grid", Grid(value.grid))
+
+
+def _counted(keep: Tensor, grid: Grid) -> tuple[int, ...]:
+    places = keep.cpu().numpy()
+    inside = not len(places) or (places[0] >= 0 and places[-1] < grid.num_tokens)
+    if not inside or bool(np.any(np.diff(places) <= 0)):
+        raise InvalidInputError(
+            f"keep does not ascend within the {grid.num_tokens} tokens of the grid {grid.sizes}; "
+            f"expected each token once, by its place, in order"
+        )
+    ends = np.searchsorted(places, grid.host_video_offsets)
+    return tuple(int(count) for count in np.diff(ends))
+
+
+def _whole_numbers(size: Any) -> tuple[int, ...]:
+    """The entries as integers; none where one is not whole."""
+    try:
+        return tuple(v if type(v) is int else int(operator.index(v)) for v in size)
+    except TypeError:
+        return ()
+
+
+def _on_the_host(value: Any, name: str) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    # Nothing waits for a device unasked; bfloat16 does not tell 0.1 from 0.1001.
+    if value.device.type != "cpu" or value.dtype is torch.bfloat16:
+        raise InvalidInputError(
+            f"{name} is a {value.dtype} tensor on {value.device}; expected numbers, or a tensor on "
+            f"the CPU that numpy knows. Pass {name}.tolist()"
+        )
+    return value.detach().numpy()
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, (int, float)):
+        return float(value)
+    value = _on_the_host(value, name)
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if not isinstance(value, (int, float, np.integer, np.floating)):
+        raise InvalidInputError(
+            f"{name} is {value!r}; expected a number, or one number for each video"
+        )
+    # The text is the shortest that tells the number apart: 0.29 of float32, not 0.2899999917.
+    return float(str(value))
+
+
+def _brief(value: Tensor | None) -> str:
+    """A tensor's dtype and shape, which nothing waits for."""
+    if value is None:
+        return "None"
+    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"

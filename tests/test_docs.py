@@ -23,8 +23,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 _PAGES = (
     "README.md", "CONTRIBUTING.md", "docs/adding-a-model.md", "docs/evaluation.md",
-    "docs/methods.md", "docs/models.md", "docs/multi-turn.md", "docs/score.md", "docs/sglang.md",
-    "docs/training.md", "docs/using-the-ops.md",
+    "docs/methods.md", "docs/models.md", "docs/multi-turn.md", "docs/python-api.md",
+    "docs/score.md", "docs/sglang.md", "docs/training.md", "docs/using-the-ops.md",
 )  # fmt: skip
 PAGES = [name for name in _PAGES if (ROOT / name).is_file()]
 

@@ -1,10 +1,11 @@
 """Grid, Prompt and Selection: sizes, offsets, budgets, errors."""
 
+import numpy as np
 import pytest
 import torch
 
 from cacovid.errors import InvalidInputError
-from cacovid.types import Grid, Prompt, Selection
+from cacovid.types import Grid, Prompt, Scores, Selection
 
 
 def test_grid_counts_and_offsets() -> None:
@@ -28,6 +29,25 @@ def test_grid_refuses_bad_sizes(sizes: list) -> None:
         Grid(sizes)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "given"),
+    [
+        ([(1.5, 6, 6)], r"\(1\.5, 6, 6\)"), ([(2.0, 6, 6)], r"\(2\.0, 6, 6\)"), ((16, 6, 6), "16"),
+        (16, "16"), (None, "None"), (["abc"], "'abc'"),
+    ],
+)  # fmt: skip
+def test_grid_says_what_is_no_size(sizes: object, given: str) -> None:
+    with pytest.raises(InvalidInputError, match=rf"{given}; expected .*\(t, h, w\)"):
+        Grid(sizes)  # type: ignore[arg-type]
+
+
+def test_grid_takes_whole_numbers_of_any_kind() -> None:
+    for sizes in (np.array([[2, 3, 3]]), torch.tensor([[2, 3, 3]]), [(np.int32(2), 3, 3)]):
+        grid = Grid(sizes)
+        assert grid == Grid([(2, 3, 3)])
+        assert all(type(v) is int for v in grid.sizes[0])
+
+
 def test_budgets_are_floors_in_float64() -> None:
     assert Grid([(1, 10, 10)]).budgets(0.29) == (29,)
     assert Grid([(32, 14, 14)]).budgets(0.1) == (627,)
@@ -38,6 +58,31 @@ def test_budgets_are_floors_in_float64() -> None:
 def test_budgets_refuse_bad_ratios(retention: float) -> None:
     with pytest.raises(InvalidInputError, match="retention"):
         Grid([(1, 2, 2)]).budgets(retention)
+
+
+@pytest.mark.parametrize(
+    "retention",
+    [
+        np.float32(0.29), np.float64(0.29), np.float16(0.29), np.array(0.29, dtype=np.float32),
+        torch.tensor(0.29), torch.tensor([0.29]), np.array([0.29]), [np.float32(0.29)],
+        [torch.tensor(0.29, dtype=torch.float64)],
+    ],
+)  # fmt: skip
+def test_budgets_take_numbers_of_numpy_and_torch_as_they_were_written(retention: object) -> None:
+    assert Grid([(1, 10, 10)]).budgets(retention) == (29,)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("retention", "given"),
+    [
+        (None, "None"), ("a", "'a'"), ([None], "None"), ("0.1", "'0.1'"), (["a"], "'a'"),
+        (np.ones((1, 1)), "array"), (torch.tensor(0.1, device="meta"), "tensor on meta"),
+        (torch.tensor(0.1, dtype=torch.bfloat16), r"torch\.bfloat16"), (object(), "object"),
+    ],
+)  # fmt: skip
+def test_budgets_say_what_is_no_number(retention: object, given: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"(?s)retention is .*{given}.*; expected .*number"):
+        Grid([(1, 2, 2)]).budgets(retention)  # type: ignore[arg-type]
 
 
 def test_per_video_needs_one_value_each() -> None:
@@ -64,3 +109,38 @@ def test_prompt_gathers_rows_and_checks_shapes() -> None:
         Prompt(embeds, torch.arange(4), torch.tensor([1, 2]), torch.tensor([4]), grid)
     with pytest.raises(InvalidInputError, match="video_index"):
         Prompt(embeds, torch.arange(5), torch.tensor([1]), torch.tensor([4]), grid)
+    with pytest.raises(InvalidInputError, match=r"video_index runs from 1 to 5; .* from 0 to 4"):
+        Prompt(embeds, torch.arange(5), torch.tensor([1, 5]), torch.tensor([4]), grid)
+    with pytest.raises(InvalidInputError, match="question_index runs from -1 to -1"):
+        Prompt(embeds, torch.arange(5), torch.tensor([1, 2]), torch.tensor([-1]), grid)
+
+
+def test_prompt_and_selection_take_a_list_for_a_grid() -> None:
+    places = torch.arange(18)
+    prompt = Prompt(torch.zeros(18, 2), places, places, places[:0], [(2, 3, 3)])  # type: ignore[arg-type]
+    assert prompt.grid == Grid([(2, 3, 3)])
+    assert Selection(places, [(2, 3, 3)], (18,)).grid == prompt.grid  # type: ignore[arg-type]
+
+
+def test_counts_that_are_left_out_are_counted() -> None:
+    grid = Grid([(2, 1, 3), (1, 1, 2), (1, 1, 1)])
+    assert Selection(torch.tensor([0, 4, 5, 7]), grid).counts == (3, 1, 0)
+    assert Selection(torch.arange(0), grid).counts == (0, 0, 0)
+    for keep in ([0, 9], [-1, 2], [2, 1], [1, 1]):
+        with pytest.raises(InvalidInputError, match="keep does not ascend within the 9 tokens"):
+            Selection(torch.tensor(keep), grid)
+
+
+def test_representations_are_short() -> None:
+    grid, places = Grid([(1, 50, 50)]), torch.arange(2500)
+    scores = Scores(torch.zeros(2500), torch.zeros(1))
+    prompt = Prompt(torch.zeros(2500, 2), places, places, places[:0], grid, extras={"a": places})
+    assert repr(scores) == "Scores(token=float32[2500], frame=float32[1])"
+    assert repr(Scores(places)) == "Scores(token=int64[2500], frame=None)"
+    assert repr(Selection(places, grid)) == (
+        "Selection(keep=int64[2500], grid=Grid(sizes=((1, 50, 50),)), counts=(2500,))"
+    )
+    assert repr(prompt) == (
+        "Prompt(embeds=float32[2500, 2], position_ids=int64[2500], video_index=int64[2500], "
+        "question_index=int64[0], grid=Grid(sizes=((1, 50, 50),)), extras=['a'])"
+    )

@@ -63,7 +63,7 @@ class Conversation:
         timestamps: np.ndarray | None,
         method: Method,
         *,
-        retention: float = 0.25,
+        retention: float = 0.1,
         mode: Mode = "fresh",
         max_retention: float | None = None,
         history: bool = False,
@@ -102,7 +102,7 @@ class Conversation:
 
         Args:
             question: The question.
-            options: Options of a multiple choice, written below the question as A., B., ...
+            options: Options of a multiple choice, as in `VideoQA.ask`.
             max_new_tokens: The longest answer, in tokens.
             seed: Seed of the methods that draw.
             on_stage: Called with a stage's name when it begins.
@@ -191,10 +191,11 @@ def checked_share(retention: float) -> float:
     """`retention` as a float.
 
     Raises:
-        InvalidInputError: if it is not in (0, 1].
+        InvalidInputError: if it is not one number in (0, 1].
     """
-    Grid([(1, 1, 1)]).budgets(float(retention))
-    return float(retention)
+    one = Grid([(1, 1, 1)])
+    one.budgets(retention)
+    return one.per_video(retention, "retention")[0]
 
 
 def _rows(value: Tensor) -> Tensor:

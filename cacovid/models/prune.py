@@ -50,6 +50,13 @@ class PrunedInputs:
     hook: LayerHook | None = None
     features: VideoFeatures | None = None
 
+    def __repr__(self) -> str:
+        timings = ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in self.timings.items())
+        return (
+            f"PrunedInputs(inputs={sorted(self.prepared)}, selection={self.selection}, "
+            f"method={self.method!r}, removed={self.removed}, seconds: {timings})"
+        )
+
     @property
     def kept(self) -> Selection:
         """`selection`, or the tokens that the last layer ran on where a hook pruned inside.

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from cacovid.errors import InvalidInputError, WrongBaseModelError
+from cacovid.errors import InvalidInputError
 from cacovid.methods import Method, PolicyMethod, get, names
 
 
@@ -23,7 +23,8 @@ def resolve_method(chooser: Any, model: nn.Module) -> Method:
 
     Raises:
         InvalidInputError: if it is none of these.
-        WrongBaseModelError: if a policy was made for another hidden size or base model.
+        WrongBaseModelError: if a policy was made for another hidden size or base model. Where
+            names cannot tell (a model's folder by another name), one warning says so.
     """
     if isinstance(chooser, (str, PathLike)):
         return _named(chooser, model)
@@ -36,26 +37,10 @@ def resolve_method(chooser: Any, model: nn.Module) -> Method:
         chooser = PolicyMethod(chooser)
     policy = getattr(chooser, "policy", None)
     if policy is not None:
-        check_base_model(policy, model)
+        from cacovid.policies.base_model import check_base
+
+        check_base(getattr(policy, "config", None), base_model=model)
     return chooser
-
-
-def check_base_model(policy: Any, model: nn.Module) -> None:
-    """Refuses a policy whose hidden size is not the model's.
-
-    Raises:
-        WrongBaseModelError: naming both models and both sizes.
-    """
-    config = getattr(policy, "config", None)
-    width = getattr(config, "hidden_size", None)
-    base: Any = model.config
-    text = base.get_text_config() if hasattr(base, "get_text_config") else base
-    if width is not None and width != text.hidden_size:
-        raise WrongBaseModelError(
-            f"the policy is for {getattr(config, 'base_model', None) or 'a model'} of hidden size "
-            f"{width}; the model {_model_name(model)} has hidden size {text.hidden_size}. Use the "
-            f"policy with its own base model, or train one for this model"
-        )
 
 
 def _named(name: str | PathLike[str], model: nn.Module) -> Method:
@@ -66,17 +51,11 @@ def _named(name: str | PathLike[str], model: nn.Module) -> Method:
     if path.is_dir() or (isinstance(name, str) and text.count("/") == 1):
         from cacovid.policies import load_policy
 
-        policy = load_policy(text).to(next(model.parameters()).device)
-        check_base_model(policy, model)
-        return PolicyMethod(policy)
+        policy = load_policy(text, base_model=model)
+        return PolicyMethod(policy.to(next(model.parameters()).device))
     if isinstance(name, PathLike) or "/" in text:
         raise InvalidInputError(
             f"there is no policy directory {text!r}; expected one with config.json and "
             f"model.safetensors, a Hub id (owner/name), or a method's name: {', '.join(names())}"
         )
     return get(text, model=model)
-
-
-def _model_name(model: nn.Module) -> str:
-    name = getattr(model, "name_or_path", "")
-    return f"{type(model).__name__} ({name})" if name else type(model).__name__

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cacovid.devices import checked_device, checked_dtype
 from cacovid.errors import InvalidInputError
 from cacovid.methods import Method
 from cacovid.methods.beside import BESIDE, policies_beside
+from cacovid.models.conversation import checked_share
 from cacovid.models.defaults import ReadingDefaults, model_location, reading_defaults
 from cacovid.models.generation import generate_timed
 from cacovid.models.inputs import video_inputs
@@ -36,8 +38,8 @@ READ = "read"
 #: What chooses the tokens where there is no policy.
 DEFAULT_METHOD = "attention"
 
-#: Share of the tokens where nothing says one.
-DEFAULT_RETENTION = 0.25
+#: Share of the tokens where nothing says one; the command line has the same.
+DEFAULT_RETENTION = 0.1
 
 #: Shown to people in place of an answer without text.
 NO_ANSWER = "(the model said nothing)"
@@ -75,6 +77,13 @@ class Answer:
     method: str
     retention: float
     shared_prefix: int = 0
+
+    def __repr__(self) -> str:
+        timings = ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in self.timings.items())
+        return (
+            f"Answer(text={self.text!r}, tokens={self.tokens}, method={self.method!r}, "
+            f"retention={self.retention:g}, seconds: {timings})"
+        )
 
     @property
     def grid(self) -> Grid:
@@ -149,21 +158,25 @@ class VideoQA:
             name: `"tiny"` (embedded, no download), a directory, or a Hub id.
             policy: As in the constructor; default: the directory's `policy` folder, if it has one.
             device: Where to run; default: CUDA where there is one.
-            dtype: The weights' dtype; default: float32 on a CPU, bfloat16 elsewhere.
+            dtype: The weights' dtype, or its name; `"auto"`: as they are stored. Default: float32
+                on a CPU, bfloat16 elsewhere.
 
         Raises:
             UnsupportedModelError: for a kind of model without adapter, before weights are loaded;
                 for a model whose weights the installed transformers does not all find.
-            InvalidInputError: if the embedded model is missing.
+            InvalidInputError: if the embedded model is missing, the device is not there, or the
+                dtype is no floating point.
         """
         from transformers import AutoConfig
 
-        location = model_location(name)
-        _check_type(location, AutoConfig.from_pretrained(location))
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = checked_device(device)
         if dtype is None:
-            dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+            dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        dtype = checked_dtype(dtype)
+        location = model_location(name)
+        _check_type(location, AutoConfig.from_pretrained(location))
         model = load_whole(location, dtype).to(device).eval()
         if policy is None and BESIDE in policies_beside(Path(location)):
             policy = BESIDE
@@ -188,18 +201,19 @@ class VideoQA:
                 evenly spaced ones are taken).
             question: The question.
             retention: Share of the video tokens to keep, in (0, 1]; None: the policy's own
-                (`cacovid calibrate`), else 0.25.
+                (`cacovid calibrate`), else 0.1.
             method: What chooses the tokens, for this question only; as `policy` above. A name is
                 looked up once.
-            options: Options of a multiple choice, written below the question as A., B., ...
+            options: Options of a multiple choice, 2 to 26 different texts, written below the
+                question as A., B., ...
             max_new_tokens: The longest answer, in tokens.
             seed: Seed of the methods that draw.
             on_stage: Called with a stage's name when it begins.
 
         Raises:
             VideoReadError: if the file cannot be read.
-            InvalidInputError: for an empty question, a retention outside (0, 1], frames that are
-                no uint8 RGB.
+            InvalidInputError: for an empty question, a retention outside (0, 1], options that
+                nobody can choose among, frames that are no uint8 RGB.
         """
         chooser = self._chooser(method)
         retention = self._retention(retention, method)
@@ -246,8 +260,7 @@ class VideoQA:
     def _retention(self, retention: float | None, method: Any) -> float:
         if retention is None:
             retention = self.calibrated_retention(method) or DEFAULT_RETENTION
-        Grid([(1, 1, 1)]).budgets(float(retention))
-        return float(retention)
+        return checked_share(retention)
 
     def conversation(
         self,
@@ -309,16 +322,30 @@ class VideoQA:
 def with_options(question: str, options: Sequence[str] | None) -> str:
     """A question with its options below it as A., B., ...
 
+    Args:
+        question: The question.
+        options: From 2 to 26 different texts; None or none at all: an open question.
+
     Raises:
-        InvalidInputError: for an empty question, or more than 26 options.
+        InvalidInputError: for an empty question, or options that nobody can choose among.
     """
     question = question.strip()
     if not question:
         raise InvalidInputError("the question is empty; ask something")
-    if not options:
+    if options is None:
         return question
-    if len(options) > 26:
-        raise InvalidInputError(f"{len(options)} options were given; expected 26 at most")
+    expected = "expected a list of 2 to 26 different texts, none of them empty"
+    if isinstance(options, str):
+        raise InvalidInputError(f"options is the text {options!r}; {expected}")
+    if len(options) == 0:
+        return question
+    if not all(isinstance(option, str) for option in options):
+        raise InvalidInputError(f"options is {options!r}; {expected}")
+    texts = [option.strip() for option in options]
+    if not 2 <= len(texts) <= 26:
+        raise InvalidInputError(f"{len(texts)} options were given; {expected}")
+    if not all(texts) or len(set(texts)) < len(texts):
+        raise InvalidInputError(f"options is {list(options)!r}; {expected}")
     listed = (f"{chr(ord('A') + i)}. {option}" for i, option in enumerate(options))
     return "\n".join((question, *listed))
 

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from cacovid.errors import InvalidInputError, WrongBaseModelError
+from cacovid.errors import InvalidInputError
+from cacovid.policies.base_model import check_base
 from cacovid.policies.config import PolicyConfig
 from cacovid.types import Prompt, Scores
 
@@ -161,7 +162,8 @@ def load_policy(
     Args:
         name: Directory or Hub id (`owner/name`).
         base_model: The model that it is to serve: its name, or the model itself (then its hidden
-            size counts too).
+            size counts too). A folder is taken for the model of the same name; where names cannot
+            tell, one warning says so.
         hidden_size: The model's hidden size.
         **hub: `revision`, `token`, `cache_dir`, `local_files_only`.
 
@@ -213,33 +215,6 @@ def _read_config(
             f"{', '.join(sorted(_TYPES))}. Is it a policy's folder, not a model's?"
         )
     return _TYPES[kind], values
-
-
-def check_base(
-    config: Any, name: str, base_model: str | nn.Module | None, hidden_size: int | None
-) -> None:
-    """Refuses a policy for another model.
-
-    Raises:
-        WrongBaseModelError: naming both models or both sizes.
-    """
-    wanted: Any = base_model
-    if isinstance(base_model, nn.Module):
-        own: Any = base_model.config
-        text = own.get_text_config() if hasattr(own, "get_text_config") else own
-        hidden_size = text.hidden_size if hidden_size is None else hidden_size
-        wanted = None
-    if wanted is not None and config.base_model is not None and config.base_model != wanted:
-        raise WrongBaseModelError(
-            f"the policy {name!r} is for {config.base_model!r}; it was asked for with "
-            f"{wanted!r}. Use it with its own base model, or train one for this model"
-        )
-    if hidden_size is not None and config.hidden_size != hidden_size:
-        raise WrongBaseModelError(
-            f"the policy {name!r} is for {config.base_model or 'a model'} of hidden size "
-            f"{config.hidden_size}; the model {wanted or ''} has hidden size {hidden_size}. Use it "
-            f"with its own base model, or train one for this model"
-        )
 
 
 def _file(name: str | PathLike[str], file: str, hub: dict[str, Any]) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cacovid.devices import checked_device
 from cacovid.errors import InvalidInputError
 
 
@@ -20,21 +21,12 @@ def device_of(policy: Any, device: torch.device | str | None) -> torch.device:
     if device is None:
         weights = policy.parameters() if isinstance(policy, nn.Module) else ()
         return next((weight.device for weight in weights), torch.device("cpu"))
-    given = torch.device(device)
+    given = checked_device(device)
     if given.type == "cpu":
         return torch.device("cpu")
     if given.type != "cuda":
         raise InvalidInputError(f"device is {str(device)!r}; expected cpu or cuda")
-    if not torch.cuda.is_available():
-        raise InvalidInputError(
-            f"device is {str(device)!r}, but torch sees no CUDA device; `cacovid doctor` says why"
-        )
-    index = torch.cuda.current_device() if given.index is None else given.index
-    if index >= torch.cuda.device_count():
-        raise InvalidInputError(
-            f"device is {str(device)!r}; there are {torch.cuda.device_count()} CUDA devices"
-        )
-    return torch.device("cuda", index)
+    return torch.device("cuda", torch.cuda.current_device() if given.index is None else given.index)
 
 
 def with_weights_on(policy: Any, device: torch.device) -> Any:

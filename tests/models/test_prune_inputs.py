@@ -328,6 +328,7 @@ def test_a_policy(model, batch, tokenizer):
         pruned.scores.token, pruned.scores.frame, pruned.selection.grid, 0.3, policy_share=0.5
     )
     assert torch.equal(pruned.selection.keep, keep)
+    assert "tensor(" not in repr(pruned) and len(repr(pruned)) < 500
 
 
 def test_a_policy_for_another_model(model, batch, tokenizer):

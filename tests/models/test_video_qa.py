@@ -102,6 +102,42 @@ def test_options_are_part_of_the_question(qa, lab):
     assert answer.question == "what ?\nA. red\nB. green"
 
 
+def test_an_answer_is_printed_in_a_line(qa, lab):
+    answer = qa.ask(lab.clip(1), QUESTION, np.float32(0.3), method="random", max_new_tokens=2)
+    assert repr(answer).startswith(
+        f"Answer(text={answer.text!r}, tokens={answer.tokens}, method='random', retention=0.3, "
+        f"seconds: read "
+    )
+    assert len(repr(answer)) < 300 + len(answer.text)
+
+
+def test_the_default_retention_is_that_of_the_command_line(qa, lab):
+    from cacovid.commands.asking import share_to_keep
+
+    answer = qa.ask(lab.clip(1), QUESTION, max_new_tokens=1)
+    assert answer.retention == share_to_keep(qa, None, None) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "gpu"}, "device is 'gpu'; expected cpu"),
+        ({"device": "cuda:99"}, "device is 'cuda:99'.*expected"),
+        ({"device": "cpu", "dtype": "float99"}, "dtype is 'float99'; expected float32"),
+        ({"device": "cpu", "dtype": torch.int8}, r"dtype is torch\.int8; expected float32"),
+        ({"device": "cpu", "dtype": "nn"}, "dtype is 'nn'; expected float32"),
+    ],
+)
+def test_devices_and_dtypes_that_cannot_be_are_refused(folder, settings, message):
+    with pytest.raises(InvalidInputError, match=message):
+        VideoQA.from_pretrained(folder, **settings)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "torch.float64", torch.float64])
+def test_a_dtype_by_its_name(folder, dtype):
+    assert VideoQA.from_pretrained(folder, device="cpu", dtype=dtype).model.dtype is torch.float64
+
+
 def test_long_arrays_are_sampled_evenly(qa, lab):
     clip = lab.clip(2, 10)
     answer = qa.ask(torch.from_numpy(clip), QUESTION, 0.5, max_new_tokens=1)
@@ -132,6 +168,14 @@ def test_wrong_questions(qa, lab):
         ({"question": "what ?", "retention": 0.0}, "retention is 0.0"),
         ({"question": "what ?", "method": "nothing"}, "unknown method"),
         ({"question": "what ?", "options": ["x"] * 27}, "27 options"),
+        ({"question": "what ?", "options": ["x"]}, "1 options"),
+        ({"question": "what ?", "options": "ABC"}, "the text 'ABC'; expected a list"),
+        ({"question": "what ?", "options": ["", ""]}, "2 to 26 different texts"),
+        ({"question": "what ?", "options": ["red", " "]}, "none of them empty"),
+        ({"question": "what ?", "options": ["red", "red "]}, "different texts"),
+        ({"question": "what ?", "options": [1, 2]}, r"options is \[1, 2\]; expected"),
+        ({"question": "what ?", "retention": "a"}, "retention is 'a'; expected a number"),
+        ({"question": "what ?", "retention": [0.1, 0.2]}, "2 values for 1 videos"),
     ):
         with pytest.raises(InvalidInputError, match=message):
             qa.ask(clip, **arguments)

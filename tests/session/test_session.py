@@ -366,3 +366,9 @@ def test_settings_out_of_range_are_refused_when_given(settings, message):
 def test_a_device_that_is_not_there_is_refused():
     with pytest.raises(InvalidInputError, match="torch sees no CUDA device"):
         CompressionSession(make_policy("cross"), GRID, retention=0.2, device="cuda")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", 1.5])
+def test_a_device_that_no_session_can_have_is_refused(device):
+    with pytest.raises(InvalidInputError, match=f"device is .*{device}.* expected"):
+        CompressionSession(make_policy("cross"), GRID, retention=0.2, device=device)
