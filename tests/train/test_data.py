@@ -141,7 +141,7 @@ def test_the_filter_goes_on_where_it_was_stopped(tmp_path):
         filter_blind(samples, lambda s: 1.0, tmp_path / "none.json", {})
     folder = tmp_path / "folder"
     folder.mkdir()
-    with pytest.raises(InvalidInputError, match="folder is a folder; expected the name of the list"):
+    with pytest.raises(InvalidInputError, match="folder is a folder; expected the name of"):
         filter_blind(samples, reader, folder, {})
     assert not folder.with_name("folder.part").exists()
 
