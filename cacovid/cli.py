@@ -1,4 +1,4 @@
-"""The command line: `cacovid ask | bench | demo | doctor | eval | filter | overlay | report | ...`.
+"""The command line: `cacovid ask | demo | report | eval | ...`.
 
 `cacovid --help` lists all commands.
 
@@ -12,7 +12,9 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from cacovid._version import __version__
 from cacovid.errors import CacovidError
@@ -35,11 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"cacovid {__version__}\n")
         return 0
     try:
-        import rich  # noqa: F401
-        import tyro  # noqa: F401
-    except ImportError as error:
-        return _fail(f"the command line needs {error.name}: pip install 'cacovid[cli]'", FAILED)
-    return _run(arguments or ["--help"])
+        try:
+            import rich  # noqa: F401
+            import tyro  # noqa: F401
+        except ImportError as error:
+            return _fail(f"the command line needs {error.name}: pip install 'cacovid[cli]'", FAILED)
+        return _run(arguments or ["--help"])
+    except KeyboardInterrupt:  # the imports take a moment too
+        return _fail("interrupted", INTERRUPTED)
 
 
 def _run(arguments: list[str]) -> int:
@@ -53,10 +58,9 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError:
         return _nobody_reads()
     try:
-        command.run()
+        with _plain_warnings(command.debug):
+            command.run()
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
         return _nobody_reads()
     except UsageError as error:
@@ -67,6 +71,21 @@ def _run(arguments: list[str]) -> int:
             return FAILED
         return _fail(_message(error), FAILED)
     return 0
+
+
+@contextmanager
+def _plain_warnings(debug: bool) -> Iterator[None]:
+    """Warnings become lines for people, without the source that they came from."""
+    if debug:
+        yield
+        return
+
+    def show(message: Warning | str, *where: object, **more: object) -> None:
+        sys.stderr.write(f"cacovid: warning: {' '.join(str(message).split())}\n")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _tolerate_plain_terminals() -> None:

@@ -35,18 +35,19 @@ def parse(arguments: Sequence[str]) -> Command:
     Raises:
         SystemExit: with status 2 and a message for wrong usage, with 0 after showing the help.
     """
+    # As --help lists them: what most people want first.
     commands: Any = (
         Annotated[Ask, tyro.conf.subcommand("ask")]
-        | Annotated[Bench, tyro.conf.subcommand("bench")]
-        | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
-        | Annotated[Convert, tyro.conf.subcommand("convert")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]
-        | Annotated[Doctor, tyro.conf.subcommand("doctor")]
-        | Annotated[Eval, tyro.conf.subcommand("eval")]
-        | Annotated[Filter, tyro.conf.subcommand("filter")]
-        | Annotated[Overlay, tyro.conf.subcommand("overlay")]
         | Annotated[Report, tyro.conf.subcommand("report")]
+        | Annotated[Eval, tyro.conf.subcommand("eval")]
+        | Annotated[Overlay, tyro.conf.subcommand("overlay")]
         | Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
+        | Annotated[Filter, tyro.conf.subcommand("filter")]
+        | Annotated[Convert, tyro.conf.subcommand("convert")]
+        | Annotated[Bench, tyro.conf.subcommand("bench")]
+        | Annotated[Doctor, tyro.conf.subcommand("doctor")]
     )
     return tyro.cli(
         commands,

@@ -9,12 +9,21 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import arg
 
-from cacovid.commands.asking import check_overlay, check_video, share_to_keep
+from cacovid.commands.asking import (
+    RetentionOption,
+    check_overlay,
+    check_video,
+    named_as_given,
+    share_to_keep,
+    tokens_line,
+    with_its_option,
+)
 from cacovid.commands.common import (
     Command,
     UsageError,
     check_at_least,
     check_method,
+    check_options,
     check_retention,
     use_backend,
     write_json,
@@ -40,17 +49,16 @@ class Ask(Command):
     """The question."""
     options: Annotated[tuple[str, ...], arg(metavar="TEXT [TEXT ...]", help_behavior_hint="")] = ()
     """Answers to choose from; they are listed after the question as A, B, C …"""
-    retention: Annotated[
-        float | None, arg(metavar="SHARE", help_behavior_hint="(default: the policy's, else 0.1)")
-    ] = None
+    retention: RetentionOption = None
     """Share of the video's tokens to keep, above 0 and at most 1."""
     method: Annotated[
-        str | None, arg(metavar="NAME", help_behavior_hint="(default: the policy, else attention)")
+        str | None,
+        arg(metavar="NAME|DIR|ID", help_behavior_hint="(default: the policy, else attention)"),
     ] = None
     """What chooses the tokens: attention, cdpruner, divprune, dpc_knn, evs, fastv, fastvid,
     fewer_frames, framefusion, holitom, prunevid, random, uniform, vidcom2 or visionzip. Settings
     may follow: attention:2:question takes layer 2, and the question's tokens instead of the last
-    one."""
+    one. A policy's directory or Hub id goes here too, as in eval --methods."""
     policy: Annotated[str | None, arg(metavar="DIR|ID", help_behavior_hint="")] = None
     """Directory or Hub id of a trained policy that chooses the tokens."""
     model: Annotated[str, arg(metavar="tiny|DIR|ID")] = "tiny"
@@ -84,6 +92,7 @@ class Ask(Command):
                 seed=self.seed,
                 on_stage=shown.stage,
             )
+            answer = named_as_given(answer, self.policy or self.method)
             if self.overlay is not None:
                 shown.stage("overlay")
                 answer.overlay(self.overlay)
@@ -104,6 +113,7 @@ class Ask(Command):
                 f"--method {self.method} and --policy {self.policy} both choose the tokens; "
                 f"give one"
             )
+        check_options(self.options)
         if self.backend != "auto":
             use_backend(self.backend)
         if self.method is not None:
@@ -125,14 +135,13 @@ class Ask(Command):
 
     def _print(self, answer: Any) -> None:
         facts = self._object(answer)
-        video, kept = facts["tokens"]["video"], facts["tokens"]["kept"]
         seconds = facts["seconds"]
         times = "   ".join(f"{name} {value:.3f}" for name, value in seconds.items())
         from cacovid.models.video_qa import NO_ANSWER
 
-        write_line(answer.text or NO_ANSWER)
+        write_line(with_its_option(answer.text, self.options) or NO_ANSWER)
         write_line()
-        write_line(f"tokens   {video:,} -> {kept:,} ({100 * kept / video:.1f}%)")
+        write_line(f"tokens   {tokens_line(facts['tokens'])}")
         write_line(f"method   {facts['method']}, retention {answer.retention:g}")
         write_line(f"seconds  {times}   all {sum(seconds.values()):.3f}")
         if self.overlay is not None:

@@ -12,6 +12,8 @@ from cacovid.commands.common import (
     Command,
     UsageError,
     check_at_least,
+    check_output,
+    check_output_folder,
     write_json,
     write_line,
 )
@@ -137,6 +139,10 @@ class Bench(Command):
             check_at_least(self.threads, 1, "--threads")
         if (self.append or self.missing) and self.csv is None:
             raise UsageError("--append and --missing read a file of figures; name it by --csv")
+        if self.csv is not None:
+            check_output(self.csv, "--csv")
+        if self.plots is not None:
+            check_output_folder(self.plots, "--plots")
 
     def _device(self) -> Any:
         import torch

@@ -9,7 +9,14 @@ from typing import Annotated
 import tyro
 from tyro.conf import arg
 
-from cacovid.commands.common import Command, UsageError, write_json, write_line
+from cacovid.commands.common import (
+    Command,
+    UsageError,
+    check_output_folder,
+    write_json,
+    write_line,
+)
+from cacovid.models.defaults import is_place
 
 
 @dataclass
@@ -41,6 +48,12 @@ class Convert(Command):
             raise UsageError(f"--policy-share is {self.policy_share:g}; expected 0 to 1")
         if (self.output / "config.json").exists():
             raise UsageError(f"{self.output} holds a config.json already; give another folder")
+        check_output_folder(self.output, "FOLDER")
+        if not is_place(self.source):
+            raise UsageError(
+                f"there is no directory {self.source!r}; expected one with a published "
+                f"checkpoint, or a Hub id such as moraleyc/CaCoVID_LLaVA-OneVision"
+            )
         from cacovid.commands.progress import progress
         from cacovid.policies.published import convert_checkpoint
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
+from cacovid.commands.asking import named_as_given
 from cacovid.commands.common import (
     Command,
     UsageError,
@@ -40,9 +41,11 @@ class Demo(Command):
     folder: Annotated[Path, arg(metavar="DIR")] = Path("demo")
     """Where the video and the overlays go."""
     method: Annotated[
-        str | None, arg(metavar="NAME", help_behavior_hint="(default: the policy, else attention)")
+        str | None,
+        arg(metavar="NAME|DIR|ID", help_behavior_hint="(default: the policy, else attention)"),
     ] = None
-    """What chooses the tokens: attention, uniform or random."""
+    """What chooses the tokens: any of cacovid.methods, with settings after colons, or a policy's
+    directory or Hub id."""
     seed: int = 0
     """Another seed makes another video with other questions."""
     model: Annotated[str, arg(metavar="tiny|DIR")] = "tiny"
@@ -121,13 +124,13 @@ class Demo(Command):
         others: dict[str, dict[tuple[int, float], Any]],
         pictures: list[Path],
     ) -> None:
-        method = answers[0][0].method
+        method = named_as_given(answers[0][0], self.method).method
         rows = [
             (
                 str(asked + 1) if number == 0 else "",
                 question.answer if number == 0 else "",
                 f"{retention:.0%}",
-                f"{answer.tokens['kept']}",
+                f"{answer.tokens.get('layer_average', answer.tokens['kept'])}",
                 f"{1000 * sum(answer.timings.values()):.0f} ms",
                 _shown(answer),
                 *(_shown(given.get((asked, retention))) for given in others.values()),
@@ -135,11 +138,11 @@ class Demo(Command):
             for asked, (question, row) in enumerate(zip(questions, answers, strict=True))
             for number, (retention, answer) in enumerate(zip(RETENTIONS, row, strict=True))
         ]
-        columns = ("", "right", "kept", "tokens", "time", method, *others)
+        columns = ("", "truth", "kept", "tokens", "time", method, *others)
         write_line()
         for asked, question in enumerate(questions, start=1):
             write_line(f"{asked}. {' '.join(question.text.split())}")
-        show_table(columns, rows, sections=len(RETENTIONS))
+        show_table(columns, rows, sections=len(RETENTIONS), keys=3)
         model = "Embedded model" if self.model == "tiny" else f"Model {self.model}"
         write_line(f"{model}, method {method}. Synthetic task; no public benchmark run.")
         write_line(f"Video:    {clip}")
@@ -147,6 +150,8 @@ class Demo(Command):
         own = ["cacovid", "ask", str(clip), questions[-1].text, "--retention", "0.1"]
         if self.model != "tiny":
             own += ["--model", self.model]
+        if self.method is not None:
+            own += ["--method", self.method]
         write_line(f"Yours:    {join(own)}")
 
 

@@ -9,7 +9,14 @@ from typing import Annotated
 import tyro
 from tyro.conf import arg
 
-from cacovid.commands.common import Command, UsageError, tell_left_out, write_json, write_line
+from cacovid.commands.common import (
+    Command,
+    UsageError,
+    check_output,
+    tell_left_out,
+    write_json,
+    write_line,
+)
 from cacovid.commands.progress import progress, steps_bar
 
 
@@ -34,7 +41,7 @@ class Filter(Command):
         """Filters, and prints how many questions are left."""
         import torch
 
-        from cacovid.commands.loading import quiet_libraries
+        from cacovid.commands.loading import check_device, check_packages, quiet_libraries
         from cacovid.models.defaults import model_location
         from cacovid.models.processing import load_processor
         from cacovid.models.storage import load_whole
@@ -50,6 +57,10 @@ class Filter(Command):
                 f"{self.config} has stages; filter the data of one at a time, from a configuration "
                 f"with that data, and name the list as kept in the stage"
             )
+        check_output(self.output, "KEPT", self.config, config.data.file)
+        if config.device is not None:
+            check_device(config.device, f"{self.config}: device")
+        check_packages()
         if not self.debug:
             quiet_libraries()
         with progress(2) as shown:

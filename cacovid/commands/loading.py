@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any
 
 from cacovid.commands.common import UsageError
-from cacovid.errors import CacovidError, InvalidInputError
+from cacovid.errors import CacovidError, InvalidInputError, MissingDependencyError
+from cacovid.models.defaults import EXPECTED_MODEL, is_place, model_location
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_EXPECTED = (
-    'expected "tiny" (embedded), a directory with config.json, or a Hub id such as '
-    "llava-hf/llava-onevision-qwen2-7b-ov-hf"
-)
+#: Without one of these a model loads not at all, or fails at its first question.
+_NEEDED = ("transformers", "accelerate", "jinja2")
 
 
 def load_model(
@@ -34,13 +31,14 @@ def load_model(
         debug: Leave the libraries' own messages on.
 
     Raises:
-        InvalidInputError: naming the model and why it cannot be loaded, or the device.
+        InvalidInputError: naming the model and why it cannot be loaded.
+        MissingDependencyError: naming the package that models need, and how to install it.
+        UsageError: for a device that is not there.
     """
-    if name != "tiny" and not Path(name).is_dir() and not _HUB_ID.fullmatch(name):
-        # Else the Hub is asked again and again for a name that it cannot have.
-        raise InvalidInputError(f"there is no model {name!r}; {_EXPECTED}")
+    model_location(name)
     if device is not None:
-        _check_device(device)
+        check_device(device)
+    check_packages()
     if not debug:
         quiet_libraries()
     import cacovid
@@ -52,33 +50,43 @@ def load_model(
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InvalidInputError(
-            f"model {name!r} cannot be loaded: {reason[0]} ({_EXPECTED})"
+            f"model {name!r} cannot be loaded: {reason[0]} ({EXPECTED_MODEL})"
         ) from error
 
 
 def check_policy(name: str) -> None:
     """Raises UsageError for what can be neither a policy's directory nor a Hub id."""
-    if not Path(name).is_dir() and not _HUB_ID.fullmatch(name):
+    if not is_place(name):
         raise UsageError(
             f"--policy: there is no directory {name!r}; expected one with config.json and "
             f"model.safetensors, or a Hub id (owner/name). A method's name goes with --method"
         )
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str, option: str = "--device") -> None:
+    """Raises UsageError for what is no device that models run on here."""
     import torch
 
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InvalidInputError(f"--device is {name!r}; expected cpu, cuda or cuda:0") from None
+        raise UsageError(f"{option} is {name!r}; expected cpu, cuda or cuda:0") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"{option} is {name!r}; expected cpu, cuda or cuda:0")
     count = torch.cuda.device_count()
     if device.type == "cuda" and count == 0:
-        raise InvalidInputError(
-            f"--device is {name!r}, but torch sees no GPU; `cacovid doctor` says why"
-        )
+        raise UsageError(f"{option} is {name!r}, but torch sees no GPU; `cacovid doctor` says why")
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise InvalidInputError(f"--device is {name!r}, but there are only {count} GPUs, from 0")
+        raise UsageError(f"{option} is {name!r}, but there are only {count} GPUs, from 0")
+
+
+def check_packages() -> None:
+    """Raises MissingDependencyError where a package that models need is not installed."""
+    for package in _NEEDED:
+        if find_spec(package) is None:
+            raise MissingDependencyError(
+                f"models need {package}, which is not installed: pip install 'cacovid[models]'"
+            )
 
 
 def quiet_libraries() -> None:

@@ -7,7 +7,14 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from cacovid.commands.asking import PictureCommand, check_overlay, share_to_keep
+from cacovid.commands.asking import (
+    PictureCommand,
+    RetentionOption,
+    check_overlay,
+    named_as_given,
+    share_to_keep,
+    with_its_option,
+)
 from cacovid.commands.common import (
     UsageError,
     check_method,
@@ -29,14 +36,14 @@ class Overlay(PictureCommand):
     Example: cacovid overlay clip.mp4 "What colour is the striped ring?" kept.png --retention 0.1
     """
 
-    retention: Annotated[
-        float | None, arg(metavar="SHARE", help_behavior_hint="(default: the policy's, else 0.1)")
-    ] = None
+    retention: RetentionOption = None
     """Share of the video's tokens to keep, above 0 and at most 1."""
     method: Annotated[
-        str | None, arg(metavar="NAME", help_behavior_hint="(default: the policy, else attention)")
+        str | None,
+        arg(metavar="NAME|DIR|ID", help_behavior_hint="(default: the policy, else attention)"),
     ] = None
-    """What chooses the tokens: any of cacovid.methods, with settings after colons."""
+    """What chooses the tokens: any of cacovid.methods, with settings after colons, or a
+    policy's directory or Hub id."""
     policy: Annotated[str | None, arg(metavar="DIR|ID", help_behavior_hint="")] = None
     """Directory or Hub id of a trained policy that chooses the tokens."""
 
@@ -64,6 +71,7 @@ class Overlay(PictureCommand):
                 options=self.options or None, max_new_tokens=self.max_new_tokens, seed=self.seed,
                 on_stage=shown.stage,
             )  # fmt: skip
+            answer = named_as_given(answer, self.policy or self.method)
             shown.stage("overlay")
             answer.overlay(self.output)
         if self.json:
@@ -79,5 +87,5 @@ class Overlay(PictureCommand):
             return
         from cacovid.models.video_qa import NO_ANSWER
 
-        write_line(answer.text or NO_ANSWER)
+        write_line(with_its_option(answer.text, self.options) or NO_ANSWER)
         write_line(f"overlay  {self.output}")

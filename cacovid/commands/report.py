@@ -8,8 +8,15 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from cacovid.commands.asking import PictureCommand
-from cacovid.commands.common import UsageError, check_retentions, write_json, write_line
+from cacovid.commands.asking import PictureCommand, check_pillow
+from cacovid.commands.common import (
+    UsageError,
+    check_method,
+    check_output,
+    check_retentions,
+    write_json,
+    write_line,
+)
 from cacovid.commands.loading import load_model
 from cacovid.commands.progress import progress, steps_bar
 from cacovid.commands.questions import policies_of
@@ -89,6 +96,14 @@ class Report(PictureCommand):
 
         self.check_asking()
         check_retentions(self.retention)
+        for name in self.methods:
+            if name != "all":
+                check_method(name, "--methods")
+        parent = self.output.parent
+        if not parent.is_dir():
+            raise UsageError(f"FILE: {self.output} cannot be written: there is no folder {parent}")
+        check_output(self.output, "FILE", self.video)
+        check_pillow("reports")
         try:
             check_report_path(self.output)
         except InvalidInputError as error:

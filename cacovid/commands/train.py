@@ -40,7 +40,7 @@ class Train(Command):
 
     def run(self) -> None:
         """Trains, and prints the evaluation before and after."""
-        from cacovid.commands.loading import quiet_libraries
+        from cacovid.commands.loading import check_device, check_packages, quiet_libraries
         from cacovid.train.config import read_config
         from cacovid.train.run import prepare
 
@@ -51,6 +51,9 @@ class Train(Command):
                 f"{output} holds checkpoints of an earlier run; give --resume to go on with it, "
                 f"or name another output folder"
             )
+        if config.device is not None:
+            check_device(config.device, f"{self.config}: device")
+        check_packages()
         if not self.debug:
             quiet_libraries()
         with progress(2) as shown:

@@ -11,6 +11,7 @@ one frame a second at most.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -22,6 +23,12 @@ TINY = "tiny"
 TINY_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "tiny"
 
 FILE = "cacovid.json"
+
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+EXPECTED_MODEL = (
+    'expected "tiny" (embedded), a directory with config.json, or a Hub id such as '
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf"
+)
 
 
 @dataclass(frozen=True)
@@ -37,13 +44,24 @@ class ReadingDefaults:
     fps: float = 1.0
 
 
+def is_place(name: str | PathLike[str]) -> bool:
+    """Whether a name is a directory's, or has the form of a Hub id (`owner/name`).
+
+    For other names the Hub need not be asked, which it would be again and again.
+    """
+    return Path(name).is_dir() or _HUB_ID.fullmatch(str(name)) is not None
+
+
 def model_location(name: str | PathLike[str]) -> str:
     """Directory or Hub id of a model; `"tiny"` is the embedded one.
 
     Raises:
-        InvalidInputError: if the embedded model is missing from the installation.
+        InvalidInputError: for a name that is none of these, or if the embedded model is missing
+            from the installation.
     """
     if str(name) != TINY:
+        if not is_place(name):
+            raise InvalidInputError(f"there is no model {str(name)!r}; {EXPECTED_MODEL}")
         return str(name)
     if not (TINY_FOLDER / "config.json").exists():
         raise InvalidInputError(

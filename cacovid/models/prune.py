@@ -90,8 +90,15 @@ class PrunedInputs:
 
     @property
     def tokens(self) -> dict[str, int]:
-        """`{"video": N, "kept": K}` over all videos; `K` of `kept`."""
-        return {"video": self.selection.grid.num_tokens, "kept": sum(self.kept.counts)}
+        """`{"video": N, "kept": K}` over all videos; `K` of `kept`.
+
+        Where a hook pruned inside the language model, `"layer_average"` is the mean number of video
+        tokens that a layer ran on.
+        """
+        counts = {"video": self.selection.grid.num_tokens, "kept": sum(self.kept.counts)}
+        if self.hook is not None:
+            counts["layer_average"] = round(self.hook.layer_average * counts["video"])
+        return counts
 
 
 def prune_inputs(

@@ -199,6 +199,7 @@ class TrainConfig:
     trackers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        _check_output(self.output)
         if not self.stages:
             return
         reading = {"max_frames": self.data.max_frames, "fps": self.data.fps}
@@ -215,6 +216,17 @@ class TrainConfig:
                 )
         steps = sum(stage.steps for stage in self.stages)
         object.__setattr__(self, "training", replace(self.training, steps=steps))
+
+
+def _check_output(output: str) -> None:
+    """Refuses what cannot become a run's folder."""
+    if not output.strip():
+        raise InvalidInputError(f"output is {output!r}; expected the name of a folder")
+    for place in (Path(output), *Path(output).parents):
+        if place.exists() and not place.is_dir():
+            raise InvalidInputError(
+                f"output is {output!r}, but {str(place)!r} is a file; expected the name of a folder"
+            )
 
 
 def read_config(path: str | PathLike[str]) -> TrainConfig:

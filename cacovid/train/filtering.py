@@ -102,8 +102,11 @@ def filter_blind(
         on_sample: Called with the number of questions done.
 
     Raises:
-        InvalidInputError: if nothing would be left, or `OUTPUT.part` is of another run.
+        InvalidInputError: if the output is a folder, nothing would be left, or `OUTPUT.part` is of
+            another run.
     """
+    if output.is_dir():
+        raise InvalidInputError(f"{output} is a folder; expected the name of the list to write")
     part = output.with_name(output.name + ".part")
     output.parent.mkdir(parents=True, exist_ok=True)
     own = as_json({**header, "questions": digest_of(samples)})

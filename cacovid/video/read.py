@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import asdict
 
 import numpy as np
@@ -15,6 +16,9 @@ from cacovid.video._decode import probe_here, read_here
 from cacovid.video._process import ask
 from cacovid.video.frames import VideoFrames, VideoInfo
 from cacovid.video.sampling import FrameSampling
+
+#: Two letters at least: one is a drive.
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 
 #: Most memory that the frames of one call may take.
 MAX_BYTES = 8 << 30
@@ -55,6 +59,7 @@ def read_frames(
             f"backend is {backend!r}; expected None or one of {', '.join(map(repr, BACKENDS))}"
         )
     _check_timeout(timeout)
+    refuse_url(path)
     backends = BACKENDS if backend is None else {backend: BACKENDS[backend]}
     if timeout is None:
         return read_here(path, sampling, backends, backend is not None, MAX_BYTES)
@@ -86,11 +91,25 @@ def probe(path: str | os.PathLike[str], timeout: float | None = 60.0) -> VideoIn
         VideoReadError, MissingDependencyError, InvalidInputError: as `read_frames`.
     """
     _check_timeout(timeout)
+    refuse_url(path)
     if timeout is None:
         return probe_here(path)
     header, _ = ask({"path": os.path.abspath(path), "backends": None}, timeout)
     _raise(header)
     return VideoInfo(**header["info"])
+
+
+def refuse_url(path: str | os.PathLike[str]) -> None:
+    """Raises VideoReadError for a URL, in a `Path` too, which makes one slash of two."""
+    found = _URL.match(os.fspath(path))
+    if found is None or os.path.exists(path):
+        return
+    scheme, rest = found.groups()
+    if scheme.lower() == "file":
+        raise VideoReadError(f"file:///{rest} is a URL; give the path alone, /{rest}")
+    raise VideoReadError(
+        f"{scheme}://{rest} is a URL, and videos are read from files; download it first"
+    )
 
 
 def _check_timeout(timeout: float | None) -> None:

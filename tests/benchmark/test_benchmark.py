@@ -374,6 +374,8 @@ def test_no_case_begins_when_the_time_is_used_up(capsys):
         (["--seconds", "0"], "--seconds is 0"),
         (["--threads", "0"], "--threads is 0"),
         (["--device", "tpu"], "--device is 'tpu'; expected cpu or cuda"),
+        (["--csv", "/"], "--csv: / is a folder"),
+        (["--plots", __file__], "is a file; expected a folder"),
     ],
 )
 def test_wrong_usage(capsys, arguments, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from PIL import Image
@@ -88,6 +89,10 @@ def test_a_retention_outside_its_range_is_wrong_usage(capsys, clip, value):
         (["--overlay", "out.gif"], ".png"),
         (["--overlay", "no/such/folder/out.png"], "no folder"),
         (["--max-new-tokens", "0"], "at least 1"),
+        (["--options", "one"], "2 to 26 different"),
+        (["--options", "a", "a"], "2 to 26 different"),
+        (["--method", "no/such/policy"], "no directory 'no/such/policy'"),
+        (["--retention", "abc"], "'abc' is no number"),
         (["--backend", "fast"], "reference"),
     ],
 )
@@ -134,11 +139,37 @@ def test_an_unknown_model_is_told_without_a_traceback(cacovid, clip, name):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["nowhere", "cuda:99"])
-def test_an_unknown_device_is_told(capsys, clip, model_dir, name):
-    assert main(["ask", str(clip), QUESTION, "--model", str(model_dir), "--device", name]) == 1
-    seen = capsys.readouterr()
-    assert name in seen.err and "Traceback" not in seen.err and seen.out == ""
+@pytest.mark.parametrize("name", ["nowhere", "cuda:99", "gpu", "meta", "mps"])
+def test_an_unknown_device_is_wrong_usage(capsys, clip, model_dir, name):
+    assert main(["ask", str(clip), QUESTION, "--model", str(model_dir), "--device", name]) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "error" in x]
+    assert line.startswith(f"cacovid: error: --device is {name!r}")
+
+
+@pytest.mark.parametrize("package", ["transformers", "accelerate", "jinja2"])
+def test_a_package_that_models_need_is_named_with_what_installs_it(
+    capsys, clip, model_dir, monkeypatch, package
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["ask", str(clip), QUESTION, "--model", str(model_dir)]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"need {package}" in last and "pip install 'cacovid[models]'" in last
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ask", QUESTION, "--overlay", "kept.png"],
+        ["overlay", QUESTION, "kept.png"],
+        ["report", QUESTION, "page.html"],
+    ],
+)
+def test_pictures_without_pillow_are_refused_before_work(capsys, clip, monkeypatch, arguments):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    command, *others = arguments
+    assert main([command, str(clip), *others]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "need Pillow" in line and "pip install pillow" in line
 
 
 def test_a_model_without_adapter_is_told(capsys, clip, tmp_path):
@@ -218,3 +249,52 @@ def test_a_method_inside_the_language_model_answers(capsys, clip, model_dir):
     answer = ask_json(capsys, *arguments)
     assert answer["method"] == "fastv:1"
     assert answer["tokens"]["video"] == 576 and 0 < answer["tokens"]["kept"] < 576
+
+
+def test_the_average_over_the_layers_is_told(cacovid, clip, model_dir):
+    arguments = ("ask", clip, QUESTION, "--model", model_dir, "--method", "fastv:1")
+    arguments += ("--retention", "0.1", "--max-new-tokens", "2")
+    done = cacovid(*arguments)
+    assert done.returncode == 0, done.stderr
+    tokens = json.loads(cacovid(*arguments, "--json").stdout)["tokens"]
+    # Layer 0 alone runs on more than the tenth that is kept of it.
+    assert tokens["layer_average"] > 2 * tokens["kept"]
+    average = tokens["layer_average"]
+    (line,) = [x for x in done.stdout.splitlines() if x.startswith("tokens")]
+    assert f"576 -> {average} ({100 * average / 576:.1f}%), averaged over the layers" in line
+    (warning,) = [x for x in done.stderr.splitlines() if "layer-averaged" in x]
+    assert warning.startswith("cacovid: warning: fastv") and "inside.py" not in done.stderr
+
+
+def test_a_policy_is_called_as_it_was_given(capsys, clip, model_dir, tmp_path):
+    from cacovid.policies import CrossAttentionConfig, CrossAttentionPolicy
+    from cacovid.synthetic.tiny.model import TEXT_WIDTH
+
+    config = CrossAttentionConfig(hidden_size=TEXT_WIDTH, slots=4, slot_width=16, head_size=8)
+    folder = tmp_path / "runs" / "mini" / "policy"
+    CrossAttentionPolicy(config).save_pretrained(folder)
+    for option in ("--method", "--policy"):
+        answer = ask_json(capsys, clip, QUESTION, "--model", model_dir, option, folder)
+        assert answer["method"] == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("https://example.org/a.mp4", "https://example.org/a.mp4 is a URL"),
+        ("file:///tmp/a.mp4", "give the path alone, /tmp/a.mp4"),
+    ],
+)
+def test_a_url_is_no_file(capsys, url, message):
+    assert main(["ask", url, QUESTION]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_letter_is_told_with_its_option(capsys, clip, model_dir, monkeypatch):
+    from cacovid.models import video_qa
+
+    monkeypatch.setattr(video_qa, "generate_timed", lambda *given: "C.")
+    arguments = (clip, QUESTION, "--model", model_dir, "--options", "red", "blue", "orange")
+    assert main(["ask", *map(str, arguments)]) == 0
+    assert capsys.readouterr().out.startswith("C. orange\n")
+    assert ask_json(capsys, *arguments)["answer"] == "C."

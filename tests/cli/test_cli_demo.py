@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from types import SimpleNamespace
 
 from cacovid.cli import main
+from cacovid.commands.demo import Demo
 
 
 def test_the_demo_tells_and_draws(capsys, model_dir, tmp_path):
@@ -36,3 +38,17 @@ def test_the_demo_refuses_what_cannot_be(capsys, tmp_path):
     assert main(["demo", "--folder", str(tmp_path / "file")]) == 2
     seen = capsys.readouterr()
     assert seen.out == "" and "is a file" in seen.err
+
+
+def test_what_the_demo_proposes_names_its_method_and_the_average_over_layers(capsys, tmp_path):
+    answer = SimpleNamespace(
+        method="fastv", text="red", timings={"read": 0.1},
+        tokens={"video": 576, "kept": 57, "layer_average": 205},
+    )  # fmt: skip
+    question = SimpleNamespace(text="What colour?", answer="blue")
+    clip = tmp_path / "clip.mp4"
+    Demo(method="fastv")._print(clip, [question], [[answer] * 3], {}, [])
+    out = capsys.readouterr().out
+    assert "205" in out and " 57 " not in out and "truth" in out and "right" not in out
+    (proposed,) = (line for line in out.splitlines() if line.startswith("Yours:"))
+    assert shlex.split(proposed)[-2:] == ["--method", "fastv"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import time
 import pytest
 
 from cacovid import __version__, cli
+from cacovid.commands.common import UsageError, check_output, show_table
 from cacovid.commands.doctor import Doctor
 from cacovid.commands.progress import Progress, progress
 
@@ -140,3 +142,85 @@ def test_progress_on_a_terminal_counts_the_stages():
         ("Reading the video", 1, 2),
         ("more", 2, 3),
     ]
+
+
+METHODS = ("cacovid:score", "cacovid:self-attention", "attention:2:question")
+COLUMNS = ("method", "kept", *(f"figure {number}" for number in range(9)))
+
+
+def _printed(capsys, monkeypatch, window, columns, rows, **more):
+    """Lines of a table in a terminal, without its codes."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(window))
+    show_table(columns, rows, **more)
+    return re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+
+
+@pytest.mark.parametrize("terminal", ["xterm", "dumb"])
+@pytest.mark.parametrize("window", [80, 120])
+def test_a_table_is_never_cut_in_a_narrow_window(capsys, monkeypatch, window, terminal):
+    monkeypatch.setenv("TERM", terminal)
+    rows = [(m, f"{r}%", *("12.3 ±4.5" for _ in range(9))) for m in METHODS for r in (10, 5)]
+    lines = _printed(capsys, monkeypatch, window, COLUMNS, rows)
+    assert all(len(line) <= window for line in lines)
+    heads = [line.split() for line in lines if "method" in line]
+    # Every part begins with what tells the rows apart, and each other column stands once.
+    assert len(heads) > 1 and all(head[:2] == ["method", "kept"] for head in heads)
+    assert " ".join(lines).count("figure") == 9 and not any("…" in line for line in lines)
+    for method in METHODS:
+        assert sum(line.split()[:2] == [method, "5%"] for line in lines) == len(heads)
+
+
+def test_a_cell_wider_than_the_window_stays_whole(capsys, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    name = "runs/" + 100 * "x" + "/policy"
+    lines = _printed(capsys, monkeypatch, 80, ("method", "10%"), [(name, "61.0 ±2.0")])
+    assert any(line.split() == [name, "61.0", "±2.0"] for line in lines)
+
+
+def test_a_table_in_a_file_stays_in_one_piece(capsys):
+    rows = [("a", *("x" * 40 for _ in range(9)))]
+    show_table(("method", *map(str, range(9))), rows)
+    assert sum("method" in line for line in capsys.readouterr().out.splitlines()) == 1
+
+
+def test_help_lists_first_what_most_people_want(capsys):
+    assert cli.main(["--help"]) == 0
+    listed = re.findall(r"• (\w+)", capsys.readouterr().out)
+    assert listed[:4] == ["ask", "demo", "report", "eval"] and len(listed) == 11
+
+
+def test_an_interruption_before_the_command_is_told(capsys, monkeypatch):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cacovid.commands.parse", interrupted)
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "cacovid: error: interrupted\n"
+
+
+@pytest.mark.parametrize("source", ["nosuch", "clip.mp4", "no/such/folder"])
+def test_convert_does_not_ask_the_hub_for_what_is_no_id(capsys, tmp_path, source):
+    assert cli.main(["convert", source, str(tmp_path / "out")]) == 2
+    assert f"no directory {source!r}" in capsys.readouterr().err
+
+
+def test_outputs_that_cannot_be_written(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("this")
+    check_output(tmp_path / "new" / "folder" / "list.json", "OUT", file)
+    for path, message in (
+        (file, "is read here"),
+        (tmp_path, "is a folder"),
+        (file / "list.json", "is a file"),
+    ):
+        with pytest.raises(UsageError, match=f"OUT: .* {message}"):
+            check_output(path, "OUT", file)
+
+    def full(**given):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", full)
+    with pytest.raises(UsageError, match=r"takes no files \(Read-only"):
+        check_output(tmp_path / "list.json", "OUT")
+    assert not (tmp_path / "new").exists()

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from cacovid.cli import main
+
 QUESTION = "what colour is the moving circle ?"
 
 
@@ -47,9 +49,16 @@ def test_report(cacovid, model_dir, clip, tmp_path):
     [
         ("overlay", "kept.gif", ".gif"),
         ("report", "page.txt", "expected .html"),
-        ("report", "none/page.html", "cannot be written"),
+        ("report", "none/page.html", "there is no folder none"),
     ],
 )
 def test_wrong_files(cacovid, clip, command, file, message):
     done = cacovid(command, clip, QUESTION, file)
     assert done.returncode == 2 and message in done.stderr
+
+
+def test_a_report_of_a_wrong_method_is_refused_at_once(capsys, clip, tmp_path):
+    page = tmp_path / "page.html"
+    assert main(["report", str(clip), QUESTION, str(page), "--methods", "random", "nosuch"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--methods: unknown method 'nosuch'" in line

@@ -5,6 +5,8 @@ import json
 import pytest
 import yaml
 
+from cacovid.cli import main
+
 
 @pytest.fixture
 def config(tmp_path, model_dir):
@@ -73,7 +75,10 @@ def test_wrong_configurations(cacovid, config, tmp_path):
         ({"policy": {"type": "linear"}}, "policy.type is 'linear'"),
         ({"policy": {"settings": {"depth": 3}}}, "policy.settings do not fit"),
         ({"data": {"file": "absent.json"}}, "absent.json cannot be read"),
-        ({"model": "nothing here"}, "nothing here"),
+        ({"model": "nothing here"}, "there is no model 'nothing here'"),
+        ({"model": "nosuch"}, "there is no model 'nosuch'"),
+        ({"output": ""}, "output is ''; expected the name of a folder"),
+        ({"output": "run.yaml/out"}, "'run.yaml' is a file"),
         ({"dtype": "float23"}, "dtype is 'float23'; expected a floating dtype"),
     ):
         done = cacovid("train", config(**changes))
@@ -159,3 +164,20 @@ def test_filter(cacovid, config, tmp_path):
     data = {"scenes": 2, "per_scene": 3, "kept": "kept.json"}
     dry = cacovid("train", config(data=data), "--dry-run", "--json")
     assert json.loads(dry.stdout)["samples"] == facts["kept"]
+
+
+def test_filter_never_writes_over_what_it_reads(capsys, config, tmp_path):
+    path = config()
+    before = path.read_bytes()
+    for output, message in ((path, "is read here"), (tmp_path, "is a folder")):
+        assert main(["filter", str(path), str(output)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("cacovid: error: KEPT: ") and message in line
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("command", [["train"], ["filter"]])
+def test_a_wrong_device_in_a_configuration_is_told(capsys, config, tmp_path, command):
+    more = [str(tmp_path / "kept.json")] if command == ["filter"] else []
+    assert main([*command, str(config(device="gpu")), *more]) == 2
+    assert "device is 'gpu'; expected cpu" in capsys.readouterr().err

@@ -124,6 +124,8 @@ def test_video_qa_answers_with_it(name, model, processor, lab):
     answer = qa.ask(lab.clip(1, 6), QUESTION, 0.4, method=name, max_new_tokens=3)
     assert answer.method == name and answer.tokens["video"] == 54
     assert answer.tokens["kept"] == sum(answer.selection.counts) < 54
+    # Layers before the last may have run on more.
+    assert answer.tokens["kept"] <= answer.tokens["layer_average"] < 54
 
 
 def test_what_it_cannot_do_is_said(model, batch, processor, tokenizer, lab):

@@ -139,6 +139,11 @@ def test_the_filter_goes_on_where_it_was_stopped(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["kept.json"]
     with pytest.raises(InvalidInputError, match="all 6 questions are answered rightly"):
         filter_blind(samples, lambda s: 1.0, tmp_path / "none.json", {})
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(InvalidInputError, match="folder is a folder; expected the name of"):
+        filter_blind(samples, reader, folder, {})
+    assert not folder.with_name("folder.part").exists()
 
 
 def test_the_filter_does_not_go_on_with_the_marks_of_another_run(tmp_path):

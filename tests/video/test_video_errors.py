@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import wave
+from pathlib import Path
 
 import pytest
 
@@ -126,3 +127,18 @@ def test_a_file_cut_short_is_told_without_the_index_of_newer_pyav():
         assert _cut_short(container, stream, packets=50, reach=5.0)
         assert not _cut_short(container, stream, packets=100, reach=10.0)
         assert not _cut_short(container, stream, packets=99, reach=9.95)  # an edit list's doing
+
+
+@pytest.mark.parametrize("call", [read_frames, read.probe])
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("https://example.org/a.mp4", "^https://example.org/a.mp4 is a URL.*download it first"),
+        (Path("rtsp://example.org/a"), "^rtsp://example.org/a is a URL"),
+        ("file:///tmp/a.mp4", "give the path alone, /tmp/a.mp4"),
+        ("C:/clips/a.mp4", "no such file"),
+    ],
+)
+def test_a_url_is_told_as_one(call, path, message):
+    with pytest.raises(VideoReadError, match=message):
+        call(path, timeout=None)
