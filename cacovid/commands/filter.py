@@ -35,7 +35,7 @@ class Filter(Command):
         import torch
 
         from cacovid.commands.loading import quiet_libraries
-        from cacovid.models.defaults import model_location
+        from cacovid.models.defaults import model_location, reading_defaults
         from cacovid.models.processing import load_processor
         from cacovid.models.storage import load_whole
         from cacovid.train.config import read_config
@@ -43,6 +43,7 @@ class Filter(Command):
         from cacovid.train.headers import weights_of
         from cacovid.train.rewards import freeze
         from cacovid.train.run import check_answerable, read_data, reading_dtype
+        from cacovid.train.wording import put_plainly
 
         config = read_config(self.config)
         if config.stages:
@@ -62,6 +63,8 @@ class Filter(Command):
             model = freeze(load_whole(location, reading_dtype(config.dtype, device)).to(device))
             processor = load_processor(location)
             check_answerable(samples, processor.tokenizer)
+            if not reading_defaults(location).closing:
+                samples = put_plainly(samples)
         reader = BlindReader(model, processor, config.reward.max_new_tokens)
         data = config.data
         header = {
