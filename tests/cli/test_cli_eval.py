@@ -5,9 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from cacovid.commands.eval import Eval
+from cacovid.errors import MissingDependencyError
+from cacovid.train.data import embedded_samples
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -136,7 +141,7 @@ def test_two_processes_say_what_one_says(written, arguments, tmp_path):
     lines = [
         (tmp_path / "two" / f"records-{rank}.jsonl").read_text().splitlines() for rank in (0, 1)
     ]
-    assert [len(own) for own in lines] == [8, 1]  # a scene each
+    assert [len(own) for own in lines] == [5, 4]  # every other scene
 
 
 def test_a_finished_run_is_not_done_again(written, arguments):
@@ -144,7 +149,36 @@ def test_a_finished_run_is_not_done_again(written, arguments):
     before = (folder / "records-0.jsonl").read_bytes()
     done = run(folder.parent, "-m", "cacovid", *arguments, "--timed", 1, "--output", "out")
     assert (folder / "records-0.jsonl").read_bytes() == before
-    assert "same answers" in done.stdout and "9 questions" in done.stdout
+    assert "same answers" in done.stdout
+    assert "9 questions on 9 videos (synthetic" in done.stdout
+    # Too few videos for intervals.
+    page = (folder / "results.md").read_text()
+    for text in (done.stdout, page):
+        assert "no intervals: from fewer than 10 videos" in text and "±" not in text
+
+
+def test_few_questions_of_the_task_come_from_many_scenes():
+    def asked(limit):
+        return Eval(embedded=True, limit=limit)._samples("test")
+
+    def each(limit):
+        counts = Counter(sample.scene.index for sample in asked(limit))
+        assert sum(counts.values()) == limit
+        return list(counts.values())
+
+    assert each(1) == [1] and each(16) == [1] * 16
+    assert each(50) == [3] * 10 + [2] * 10
+    assert each(160) == [8] * 20 and each(161) == [8] * 20 + [1]
+    # Stored results are of these questions.
+    assert asked(160).kept == embedded_samples("test", 0, 20, 8).kept
+    assert asked(304).kept == embedded_samples("test", 0, 38, 8).kept
+
+
+def test_plots_that_cannot_be_drawn_are_told_first(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(Eval, "load", lambda *given: pytest.fail("something was loaded"))
+    with pytest.raises(MissingDependencyError, match=r"install cacovid\[viz\]"):
+        Eval(embedded=True, output=tmp_path).run()
 
 
 def test_files_and_a_table(cacovid, model_dir, clip, tmp_path):
@@ -160,7 +194,7 @@ def test_files_and_a_table(cacovid, model_dir, clip, tmp_path):
     )  # fmt: skip
     done = cacovid(*given, "--methods", "uniform", "--retention", "0.1")
     assert done.returncode == 0, done.stderr
-    assert "uniform" in done.stdout and "1 questions (data.json)" in done.stdout
+    assert "uniform" in done.stdout and "1 questions on 1 videos (data.json)" in done.stdout
     assert "left out row 1: there is no video" in done.stderr and "left out: 1 rows" in done.stdout
     done = cacovid(*given, "--methods", "oracle")
     assert done.returncode == 1 and "oracle knows the embedded task only" in done.stderr
