@@ -36,6 +36,8 @@ class QuestionsCommand(Command):
     answers_from: Annotated[int | None, arg(metavar="0|1", help_behavior_hint="")] = None
     """Answers of --data that are numbers of options count from here. Default: told from the
     data."""
+    max_skipped: Annotated[float, arg(metavar="SHARE")] = 0.5
+    """Greatest share of the rows of --data that may be unusable."""
     model: Annotated[str, arg(metavar="tiny|DIR|ID")] = "tiny"
     """"tiny" (embedded), a directory, or a Hub id."""
     seed: int = 0
@@ -72,6 +74,8 @@ class QuestionsCommand(Command):
                 raise UsageError(f"--split is {split!r}; expected one or more of {SPLITS_LISTED}")
         if self.answers_from not in (None, 0, 1):
             raise UsageError(f"--answers-from is {self.answers_from}; expected 0 or 1")
+        if not 0.0 <= self.max_skipped <= 1.0:
+            raise UsageError(f"--max-skipped is {self.max_skipped:g}; expected a share in [0, 1]")
 
     def data_name(self, split: str) -> str:
         """How results call the questions."""
@@ -105,7 +109,10 @@ class QuestionsCommand(Command):
             if self.limit < SCENES * PER_SCENE:
                 return _spread(samples, self.limit)
         else:
-            samples = read_questions(self.data, self.video_root, answers_from=self.answers_from)
+            samples = read_questions(
+                self.data, self.video_root, answers_from=self.answers_from,
+                max_skipped=self.max_skipped,
+            )  # fmt: skip
             tell_left_out(samples)
         return replace(samples, kept=samples.kept[: self.limit])
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from cacovid.commands.eval import Eval
-from cacovid.errors import MissingDependencyError
-from cacovid.train.data import embedded_samples
+from cacovid.errors import InvalidInputError, MissingDependencyError
+from cacovid.train import data
+from cacovid.train.data import Samples, SceneReference, TrainingSample
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -157,21 +158,39 @@ def test_a_finished_run_is_not_done_again(written, arguments):
         assert "no intervals: from fewer than 10 videos" in text and "±" not in text
 
 
-def test_few_questions_of_the_task_come_from_many_scenes():
-    def asked(limit):
-        return Eval(embedded=True, limit=limit)._samples("test")
+def test_few_questions_of_the_task_come_from_many_scenes(monkeypatch):
+    def made(split, seed, scenes, per_scene):
+        assert per_scene == 8
+        references = [SceneReference(split, seed, index) for index in range(scenes)]
+        return Samples(tuple(
+            TrainingSample(f"{r.key}/{n}", "?", "-", "exact", scene=r)
+            for r in references for n in range(per_scene)
+        ))  # fmt: skip
 
-    def each(limit):
-        counts = Counter(sample.scene.index for sample in asked(limit))
-        assert sum(counts.values()) == limit
+    monkeypatch.setattr(data, "embedded_samples", made)
+
+    def asked(limit):
+        """How many questions on each scene, always its first ones."""
+        samples = Eval(embedded=True, limit=limit)._samples("test")
+        counts = Counter(sample.scene.index for sample in samples)
+        assert [s.id for s in samples] == [
+            f"test/0/{i}/{n}" for i in counts for n in range(counts[i])
+        ]
         return list(counts.values())
 
-    assert each(1) == [1] and each(16) == [1] * 16
-    assert each(50) == [3] * 10 + [2] * 10
-    assert each(160) == [8] * 20 and each(161) == [8] * 20 + [1]
-    # Stored results are of these questions.
-    assert asked(160).kept == embedded_samples("test", 0, 20, 8).kept
-    assert asked(304).kept == embedded_samples("test", 0, 38, 8).kept
+    assert asked(1) == [1] and asked(16) == [1] * 16
+    assert asked(50) == [3] * 10 + [2] * 10 and asked(159) == [8] * 19 + [7]
+    # As ever: stored results are of these questions.
+    assert asked(160) == [8] * 20 and asked(165) == [8] * 20 + [5] and asked(304) == [8] * 38
+
+
+def test_rows_that_may_be_bad(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    path = tmp_path / "q.csv"
+    path.write_text("video,question,A,B,answer\na,?,x,y,A\nno,?,x,y,A\nno,!,x,y,A\n")
+    with pytest.raises(InvalidInputError, match=r"2 of 3 rows .*line 3: .* raise max_skipped"):
+        Eval(data=path)._samples("test")
+    assert len(Eval(data=path, max_skipped=0.7)._samples("test")) == 1
 
 
 def test_plots_that_cannot_be_drawn_are_told_first(monkeypatch, tmp_path):
@@ -216,6 +235,7 @@ def test_files_and_a_table(cacovid, model_dir, clip, tmp_path):
         (("--embedded", "--max-frames", "0"), "--max-frames is 0"),
         (("--embedded", "--dtype", "int8"), "--dtype is 'int8'"),
         (("--embedded", "--answers-from", "2"), "--answers-from is 2"),
+        (("--data", "x.json", "--max-skipped", "2"), "--max-skipped is 2"),
     ],
 )
 def test_wrong_usage(cacovid, arguments, message):
