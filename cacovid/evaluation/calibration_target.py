@@ -72,8 +72,9 @@ def write_retention(path: Path, retention: float) -> Path:
         values.setdefault("evaluation", {})["retention"] = retention
         changed = json.dumps(values, indent=2) + "\n"
     else:
-        changed = _in_yaml(text, retention)
-        assert changed is not None  # as `check_target` has tried
+        mended = _in_yaml(text, retention)
+        assert mended is not None  # as `check_target` has tried
+        changed = mended
     write_text(path, changed)
     return path
 
