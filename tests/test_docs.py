@@ -9,10 +9,12 @@ download from a model hub) stands under `<!-- not run: why -->`; it is still com
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 import shlex
 import tomllib
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 _PAGES = (
     "README.md", "CONTRIBUTING.md", "docs/adding-a-model.md", "docs/evaluation.md",
     "docs/methods.md", "docs/models.md", "docs/multi-turn.md", "docs/python-api.md",
-    "docs/score.md", "docs/sglang.md", "docs/training.md", "docs/using-the-ops.md",
+    "docs/score.md", "docs/sglang.md", "docs/training.md", "docs/training-findings.md",
+    "docs/using-the-ops.md",
 )  # fmt: skip
 PAGES = [name for name in _PAGES if (ROOT / name).is_file()]
 
@@ -172,6 +175,56 @@ def test_shell_examples_name_what_exists(page: str) -> None:
 def test_links_into_the_project_lead_somewhere(page: str) -> None:
     links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", (ROOT / page).read_text())
     assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
+
+
+def _anchors(page: Path) -> set[str]:
+    """What links can name on a page: its headings, as GitHub makes anchors of them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_to_headings_lead_to_one(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#\s]*\.md)?#([^)\s]+)\)", (ROOT / page).read_text())
+    here = ROOT / page
+    missing = [
+        (file, anchor)
+        for file, anchor in links
+        if anchor not in _anchors(here.parent / file if file else here)
+    ]
+    assert missing == []
+
+
+def test_every_entry_of_a_training_configuration_is_documented_with_its_default() -> None:
+    yaml = pytest.importorskip("yaml")
+    from cacovid.train.config import StageSection, TrainConfig
+
+    required = "required"
+
+    def entries(kind: type, prefix: str) -> Iterator[tuple[str, object]]:
+        hints = typing.get_type_hints(kind)
+        for entry in dataclasses.fields(kind):
+            name = prefix + entry.name
+            if dataclasses.is_dataclass(hints[entry.name]):
+                if kind is not StageSection:  # its data is documented as that of the run
+                    yield from entries(hints[entry.name], f"{name}.")
+            elif entry.default is not dataclasses.MISSING:
+                yield name, entry.default
+            elif entry.default_factory is not dataclasses.MISSING:
+                yield name, entry.default_factory()
+            else:
+                yield name, required
+
+    text = (ROOT / "docs/training.md").read_text()
+    rows = re.findall(
+        r"^\| `([\w.\[\]]+)` \| (?:`(.+?)`|(required)) \| .+ \|$",
+        text[text.index("## All entries") :],
+        re.MULTILINE,
+    )
+    told = {name: yaml.safe_load(value) if value else required for name, value, _ in rows}
+    wanted = dict([*entries(TrainConfig, ""), *entries(StageSection, "stages[].")])
+    wanted = {name: list(v) if isinstance(v, tuple) else v for name, v in wanted.items()}
+    assert told == wanted and len(rows) == len(wanted)
 
 
 def test_environment_variables_are_documented() -> None:

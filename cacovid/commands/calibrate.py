@@ -55,7 +55,7 @@ class Calibrate(QuestionsCommand):
     def run(self) -> None:
         """Measures, chooses, writes."""
         wish = self._check()
-        from cacovid.evaluation.calibrate import calibrate
+        from cacovid.evaluation.calibrate import WishNotMetError, calibrate
         from cacovid.evaluation.calibration_target import check_target, write_retention
         from cacovid.evaluation.processes import Processes
         from cacovid.evaluation.session import EvaluationRun
@@ -79,9 +79,14 @@ class Calibrate(QuestionsCommand):
             comparison = run.run(processes, None, lambda done: bar.step(done, None))
         for id, reason in comparison.unreadable.items():
             sys.stderr.write(f"left out question {id}: {reason}\n")
-        found = calibrate(comparison, name, wish)
+        questions = len(comparison.kinds)
+        try:
+            found = calibrate(comparison, name, wish)
+        except WishNotMetError as error:
+            self._report(error, None, name, questions, None)
+            raise
         written = None if self.write is None else write_retention(self.write, found.retention)
-        self._report(found, name, len(comparison.kinds), written)
+        self._report(found, found.retention, name, questions, written)
 
     def _check(self) -> Any:
         self.check_questions(self.split)
@@ -108,11 +113,19 @@ class Calibrate(QuestionsCommand):
             )
         return str(policy)
 
-    def _report(self, found: Any, name: str, questions: int, written: Path | None) -> None:
+    def _report(
+        self,
+        found: Any,
+        retention: float | None,
+        name: str,
+        questions: int,
+        written: Path | None,
+    ) -> None:
+        """Prints what was measured, and the share where one was found."""
         if self.json:
             write_json(
                 {
-                    "retention": found.retention,
+                    "retention": retention,
                     "method": name,
                     "keep": self.keep,
                     "first_token": self.first_token,
@@ -130,7 +143,7 @@ class Calibrate(QuestionsCommand):
             [
                 f"{100 * c.retention:.4g}%",
                 f"{100 * c.accuracy:.1f}",
-                f"{100 * c.kept_accuracy:.1f}%",
+                "–" if c.kept_accuracy is None else f"{100 * c.kept_accuracy:.1f}%",
                 "–" if c.certainty is None else f"{c.certainty:.2f}",
                 "–" if c.first_token is None else f"{1000 * c.first_token:.1f}",
                 "yes" if c.meets else "no",
@@ -143,6 +156,7 @@ class Calibrate(QuestionsCommand):
             f"{questions:,} questions ({self.data_note}), method {name}, uncompressed "
             f"{100 * found.accuracy:.1f}"
         )
-        write_line(f"retention: {found.retention:g}")
+        if retention is not None:
+            write_line(f"retention: {retention:g}")
         if written is not None:
             write_line(f"written: {written}")

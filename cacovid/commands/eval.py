@@ -131,6 +131,10 @@ class Eval(QuestionsCommand):
         check_at_least(self.timed, 0, "--timed")
         if self.output is not None and self.output.exists() and not self.output.is_dir():
             raise UsageError(f"--output: {self.output} is a file; expected a folder")
+        if self.output is not None:
+            from cacovid.evaluation.plots import check_plots
+
+            check_plots()
 
     def _defaults(self, policies: tuple[str, ...]) -> tuple[str, ...]:
         return (*policies, *(EMBEDDED_METHODS if self.embedded else DEFAULT_METHODS))
@@ -171,8 +175,9 @@ class Eval(QuestionsCommand):
             return
         if len(self.split) > 1:
             write_line(facts["data"])
-        show_table(*table(rows, self.retention))
-        show_table(DETAILS, details(rows))
+        intervals = self._intervals(facts)
+        show_table(*table(rows, self.retention, intervals))
+        show_table(DETAILS, details(rows, intervals))
         if self.by_type:
             for retention in self.retention:
                 write_line(f"by question type, {100 * retention:.4g}% kept")
@@ -182,14 +187,32 @@ class Eval(QuestionsCommand):
         if folder is not None:
             write_line(f"written: {folder}")
 
+    def _intervals(self, facts: dict[str, Any]) -> bool:
+        """Whether there are videos enough for intervals."""
+        from cacovid.evaluation.statistics import FEWEST_VIDEOS
+
+        return bool(facts["videos"] >= FEWEST_VIDEOS)
+
     def _notes(self, facts: dict[str, Any]) -> list[str]:
         """What the tables say, in words."""
+        from cacovid.evaluation.statistics import FEWEST_VIDEOS
+
         left = facts["left_out"]
-        out = [
-            f"{facts['questions']:,} questions ({self.data_note}); ±: half of the 95% interval",
-            "intervals by bootstrap over videos; against 100%: paired, in points; same answers: "
-            "share of the uncompressed model's, in percent",
-        ]
+        asked = f"{facts['questions']:,} questions on {facts['videos']:,} videos ({self.data_note})"
+        against = (
+            "against 100%: paired, in points; same answers: share of the uncompressed model's, in "
+            "percent"
+        )
+        if self._intervals(facts):
+            out = [
+                f"{asked}; ±: half of the 95% interval",
+                f"intervals by bootstrap over videos; {against}",
+            ]
+        else:
+            out = [
+                f"{asked}; no intervals: from fewer than {FEWEST_VIDEOS} videos they say nothing",
+                against,
+            ]
         drawn = {row["method"] for row in facts["results"] if row["draws"]}
         if drawn:
             out.append(f"means of {facts['draws']} draws: {', '.join(sorted(drawn))}")
@@ -216,6 +239,7 @@ class Eval(QuestionsCommand):
         )
 
         rows, types = facts["results"], facts["types"]
+        intervals = self._intervals(facts)
         by_type = [
             f"{100 * retention:.4g}% kept, by question type (questions):\n\n"
             + markdown(*types_table(rows, retention, types))
@@ -227,9 +251,9 @@ class Eval(QuestionsCommand):
                 "",
                 "\n".join(f"- {line}" for line in self._notes(facts)),
                 "",
-                markdown(*table(rows, self.retention)),
+                markdown(*table(rows, self.retention, intervals)),
                 *by_type,
-                markdown(DETAILS, details(rows)),
+                markdown(DETAILS, details(rows, intervals)),
             ]
         )
         write_text(folder / "results.md", page)
@@ -238,4 +262,4 @@ class Eval(QuestionsCommand):
         title = f"{self.model} on {facts['data']}, {facts['questions']:,} questions"
         if self.embedded:
             title += " (synthetic task; no public benchmark run)"
-        draw_pareto(rows, title, folder)
+        draw_pareto(rows, title, folder, intervals)

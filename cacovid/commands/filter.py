@@ -42,7 +42,7 @@ class Filter(Command):
         import torch
 
         from cacovid.commands.loading import check_device, check_packages, quiet_libraries
-        from cacovid.models.defaults import model_location
+        from cacovid.models.defaults import model_location, reading_defaults
         from cacovid.models.processing import load_processor
         from cacovid.models.storage import load_whole
         from cacovid.train.config import read_config
@@ -50,6 +50,7 @@ class Filter(Command):
         from cacovid.train.headers import weights_of
         from cacovid.train.rewards import freeze
         from cacovid.train.run import check_answerable, read_data, reading_dtype
+        from cacovid.train.wording import put_plainly
 
         config = read_config(self.config)
         if config.stages:
@@ -73,6 +74,8 @@ class Filter(Command):
             model = freeze(load_whole(location, reading_dtype(config.dtype, device)).to(device))
             processor = load_processor(location)
             check_answerable(samples, processor.tokenizer)
+            if not reading_defaults(location).closing:
+                samples = put_plainly(samples)
         reader = BlindReader(model, processor, config.reward.max_new_tokens)
         data = config.data
         header = {

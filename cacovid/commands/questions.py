@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,8 +12,10 @@ from tyro.conf import arg
 from cacovid.commands.common import Command, UsageError, check_at_least, tell_left_out
 from cacovid.commands.progress import progress
 
-#: Questions on each scene of the embedded task.
+#: Questions on each scene of the embedded task at most.
 PER_SCENE = 8
+#: From so many scenes they come where there are enough: from fewer there are no intervals.
+SCENES = 20
 #: Sets of the embedded task that policies have not learned from.
 SPLITS = ("test", "shifted", "validation")
 SPLITS_LISTED = ", ".join(SPLITS)
@@ -33,12 +36,14 @@ class QuestionsCommand(Command):
     answers_from: Annotated[int | None, arg(metavar="0|1", help_behavior_hint="")] = None
     """Answers of --data that are numbers of options count from here. Default: told from the
     data."""
+    max_skipped: Annotated[float, arg(metavar="SHARE")] = 0.5
+    """Greatest share of the rows of --data that may be unusable."""
     model: Annotated[str, arg(metavar="tiny|DIR|ID")] = "tiny"
     """"tiny" (embedded), a directory, or a Hub id."""
     seed: int = 0
     """Of the embedded task's scenes, and of methods that draw."""
     limit: int = 2000
-    """Questions at most."""
+    """Questions at most. Few ones of the embedded task are spread over 20 scenes."""
     max_frames: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """Frames of a video at most. Default: as the model's directory says, else 32."""
     max_new_tokens: int = 64
@@ -69,6 +74,8 @@ class QuestionsCommand(Command):
                 raise UsageError(f"--split is {split!r}; expected one or more of {SPLITS_LISTED}")
         if self.answers_from not in (None, 0, 1):
             raise UsageError(f"--answers-from is {self.answers_from}; expected 0 or 1")
+        if not 0.0 <= self.max_skipped <= 1.0:
+            raise UsageError(f"--max-skipped is {self.max_skipped:g}; expected a share in [0, 1]")
 
     def data_name(self, split: str) -> str:
         """How results call the questions."""
@@ -97,12 +104,28 @@ class QuestionsCommand(Command):
         from cacovid.train.data import embedded_samples
 
         if self.data is None:
-            scenes = -(-self.limit // PER_SCENE)
+            scenes = max(-(-self.limit // PER_SCENE), min(self.limit, SCENES))
             samples = embedded_samples(split, self.seed, scenes, PER_SCENE)
+            if self.limit < SCENES * PER_SCENE:
+                return _spread(samples, self.limit)
         else:
-            samples = read_questions(self.data, self.video_root, answers_from=self.answers_from)
+            samples = read_questions(
+                self.data, self.video_root, answers_from=self.answers_from,
+                max_skipped=self.max_skipped,
+            )  # fmt: skip
             tell_left_out(samples)
         return replace(samples, kept=samples.kept[: self.limit])
+
+
+def _spread(samples: Any, count: int) -> Any:
+    """So many of the samples, in their order, as many on each video as on the others."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for place, sample in enumerate(samples):
+        turns.append((seen[sample.video_key], place))
+        seen[sample.video_key] += 1
+    chosen = sorted(place for _, place in sorted(turns)[:count])
+    return replace(samples, kept=tuple(samples[place] for place in chosen))
 
 
 def policies_of(qa: Any) -> tuple[str, ...]:

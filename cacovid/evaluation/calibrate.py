@@ -49,7 +49,7 @@ class Candidate:
     Args:
         retention: The share.
         accuracy: Mean mark.
-        kept_accuracy: Share of the uncompressed accuracy.
+        kept_accuracy: Share of the uncompressed accuracy; None where that is 0.
         certainty: Share of the bootstrap's draws in which the wish for accuracy holds; None
             without one.
         first_token: Median seconds to the first token; None where nothing was timed.
@@ -58,7 +58,7 @@ class Candidate:
 
     retention: float
     accuracy: float
-    kept_accuracy: float
+    kept_accuracy: float | None
     certainty: float | None
     first_token: float | None
     meets: bool
@@ -79,6 +79,21 @@ class Calibration:
     candidates: tuple[Candidate, ...]
 
 
+class WishNotMetError(InvalidInputError):
+    """No share of tokens meets the wish.
+
+    Args:
+        message: How far it is missed.
+        accuracy: Of all tokens.
+        candidates: What was measured, by share, ascending.
+    """
+
+    def __init__(self, message: str, accuracy: float, candidates: Sequence[Candidate]) -> None:
+        super().__init__(message)
+        self.accuracy = accuracy
+        self.candidates = tuple(candidates)
+
+
 def calibrate(comparison: Comparison, method: str, wish: Wish) -> Calibration:
     """Chooses a share of tokens for one method.
 
@@ -92,60 +107,67 @@ def calibrate(comparison: Comparison, method: str, wish: Wish) -> Calibration:
         wish: What to meet.
 
     Raises:
-        InvalidInputError: if no candidate meets the wish, saying how far it is missed.
+        WishNotMetError: if no candidate meets the wish, saying how far it is missed.
+        InvalidInputError: if there is nothing to choose from.
     """
     full, *rows = comparison.conditions
     rows = sorted((r for r in rows if r.method == method), key=lambda row: row.retention)
     if not rows:
         raise InvalidInputError(f"the comparison has no rows of method {method!r}")
-    if not full.accuracy > 0.0:
-        raise InvalidInputError(
-            "no question is answered rightly from all tokens; there is no accuracy to keep"
-        )
     drawn = Bootstrap(comparison.videos)
     marks = np.array(full.marks)
     candidates = [_candidate(row, marks, drawn, wish) for row in rows]
-    if wish.keep is not None:
-        lowest = _lowest_run([_sure(c, wish) for c in candidates])
-        if lowest is None:
-            last = candidates[-1]
-            raise InvalidInputError(
-                f"no share of tokens keeps {wish.keep:.4g} of the accuracy: {last.retention:g} "
-                f"keeps {last.kept_accuracy:.4g}, certainty {last.certainty:.2f} of "
-                f"{wish.certainty:g}. Ask for less, offer larger shares, or give more questions"
-            )
-        chosen = candidates[lowest]
-        if not chosen.meets:
-            raise InvalidInputError(
-                f"share {chosen.retention:g} is the smallest that keeps the accuracy; its first "
-                f"token takes {chosen.first_token:.3g} s, more than {wish.first_token:.3g} s. Ask "
-                f"for less accuracy or more time"
-            )
-    else:
-        fast = [candidate for candidate in candidates if candidate.meets]
-        if not fast:
-            first = candidates[0]
-            raise InvalidInputError(
-                f"no share of tokens is fast enough: the first token takes {first.first_token:.3g} "
-                f"s at {first.retention:g}, more than {wish.first_token:.3g} s. Ask for more time, "
-                f"or read fewer frames"
-            )
-        chosen = fast[-1]
+    chosen = _choose(candidates, wish)
+    if isinstance(chosen, str):
+        raise WishNotMetError(chosen, full.accuracy, candidates)
     return Calibration(chosen.retention, full.accuracy, tuple(candidates))
 
 
+def _choose(candidates: Sequence[Candidate], wish: Wish) -> Candidate | str:
+    """The candidate to take, or how far the wish is missed."""
+    if wish.keep is None:
+        fast = [candidate for candidate in candidates if candidate.meets]
+        if fast:
+            return fast[-1]
+        first = candidates[0]
+        return (
+            f"no share of tokens is fast enough: the first token takes {first.first_token:.3g} s "
+            f"at {first.retention:g}, more than {wish.first_token:.3g} s. Ask for more time, or "
+            f"read fewer frames"
+        )
+    last = candidates[-1]
+    if last.kept_accuracy is None:
+        return "no question is answered rightly from all tokens; there is no accuracy to keep"
+    lowest = _lowest_run([_sure(c, wish) for c in candidates])
+    if lowest is None:
+        return (
+            f"no share of tokens keeps {wish.keep:.4g} of the accuracy: {last.retention:g} keeps "
+            f"{last.kept_accuracy:.4g}, certainty {last.certainty:.2f} of {wish.certainty:g}. Ask "
+            f"for less, offer larger shares, or give more questions"
+        )
+    chosen = candidates[lowest]
+    if chosen.meets:
+        return chosen
+    return (
+        f"share {chosen.retention:g} is the smallest that keeps the accuracy; its first token "
+        f"takes {chosen.first_token:.3g} s, more than {wish.first_token:.3g} s. Ask for less "
+        f"accuracy or more time"
+    )
+
+
 def _candidate(row: Any, full: np.ndarray, drawn: Bootstrap, wish: Wish) -> Candidate:
+    accuracy, whole = row.accuracy, float(full.mean())
     certainty = None
     if wish.keep is not None:
         over = drawn.means(np.array(row.marks) - wish.keep * full)
-        certainty = float((over >= -_ROUNDING).mean())
+        certainty = float((over >= -_ROUNDING).mean()) if whole > 0.0 else 0.0
     time = median_seconds(row).get("first_token")
     if wish.first_token is not None and time is None:
         raise InvalidInputError("a time is asked for, but no question was timed")
     slow = wish.first_token is not None and time is not None and time > wish.first_token
     sure = certainty is None or certainty >= wish.certainty
-    accuracy, whole = row.accuracy, float(full.mean())
-    return Candidate(row.retention, accuracy, accuracy / whole, certainty, time, sure and not slow)
+    kept = accuracy / whole if whole > 0.0 else None
+    return Candidate(row.retention, accuracy, kept, certainty, time, sure and not slow)
 
 
 def _sure(candidate: Candidate, wish: Wish) -> bool:

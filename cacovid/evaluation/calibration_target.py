@@ -11,6 +11,7 @@ from cacovid.errors import InvalidInputError
 from cacovid.evaluation.records import write_text
 from cacovid.policies.storage import CONFIG, load_policy
 from cacovid.train.config import read_config
+from cacovid.train.video_r1 import read_utf8
 
 _SECTION = re.compile(r"^evaluation:[ \t]*(?:#.*)?$", re.MULTILINE)
 _ENTRY = re.compile(r"^([ \t]+)(retention:)[ \t]*[^#\n]*?([ \t]*(?:#.*)?)$", re.MULTILINE)
@@ -20,12 +21,20 @@ def check_target(path: Path) -> None:
     """Refuses what no share could be written to, before anything is measured.
 
     Raises:
-        InvalidInputError: if it is neither a policy's folder nor a training configuration.
+        InvalidInputError: if it is neither a policy's folder nor a training configuration, or a
+            YAML file that cannot be changed without loss.
     """
     if path.is_dir():
         load_policy(path)
     elif path.is_file():
+        text = read_utf8(path)
         read_config(path)
+        if not _is_json(path) and _in_yaml(text, 1.0) is None:
+            raise InvalidInputError(
+                f"{path} is written in a way that cannot be changed without loss; give its "
+                f"evaluation section lines of its own (evaluation:, and retention: below it), or "
+                f"write the share there yourself"
+            )
     else:
         raise InvalidInputError(
             f"there is no {path}; expected a policy's folder, or a training configuration (YAML "
@@ -57,17 +66,25 @@ def write_retention(path: Path, retention: float) -> Path:
         values["retention"] = retention
         write_text(file, json.dumps(values, indent=2) + "\n")
         return file
-    text = path.read_text()
-    if path.suffix.lower() == ".json":
+    text = read_utf8(path)
+    if _is_json(path):
         values = json.loads(text)
         values.setdefault("evaluation", {})["retention"] = retention
-        write_text(path, json.dumps(values, indent=2) + "\n")
+        changed = json.dumps(values, indent=2) + "\n"
     else:
-        write_text(path, _in_yaml(text, retention, path))
+        mended = _in_yaml(text, retention)
+        assert mended is not None  # as `check_target` has tried
+        changed = mended
+    write_text(path, changed)
     return path
 
 
-def _in_yaml(text: str, retention: float, path: Path) -> str:
+def _is_json(path: Path) -> bool:
+    return path.suffix.lower() == ".json"
+
+
+def _in_yaml(text: str, retention: float) -> str | None:
+    """The text with the share in its evaluation section; None where it cannot be changed so."""
     import yaml
 
     wanted: Any = yaml.safe_load(text) or {}
@@ -93,9 +110,4 @@ def _in_yaml(text: str, retention: float, path: Path) -> str:
     except yaml.YAMLError:
         same = False
     # A second section of the name would win without a word, and hide the first.
-    if not same or (section is None and inline):
-        raise InvalidInputError(
-            f"{path} is written in a way that cannot be changed without loss; write retention: "
-            f"{retention} into its evaluation section yourself"
-        )
-    return changed
+    return changed if same and not (section is None and inline) else None

@@ -16,7 +16,21 @@ _COLOURS = (
 _MARKERS = "os^Dv<>Pp"
 
 
-def draw_pareto(rows: Sequence[dict[str, Any]], title: str, folder: Path) -> list[Path]:
+def check_plots() -> None:
+    """Refuses plots that could not be drawn, before anything is measured.
+
+    Raises:
+        MissingDependencyError: without matplotlib.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError("plots need matplotlib; install cacovid[viz]") from error
+
+
+def draw_pareto(
+    rows: Sequence[dict[str, Any]], title: str, folder: Path, intervals: bool = True
+) -> list[Path]:
     """Draws accuracy against the tokens that enter the language model, and against time.
 
     Args:
@@ -24,6 +38,7 @@ def draw_pareto(rows: Sequence[dict[str, Any]], title: str, folder: Path) -> lis
         title: What was measured.
         folder: Made if it is not there; gets `accuracy-tokens.png`, and `accuracy-time.png` where
             times were measured.
+        intervals: Whether accuracies have bars of their intervals.
 
     Returns:
         The files.
@@ -31,10 +46,9 @@ def draw_pareto(rows: Sequence[dict[str, Any]], title: str, folder: Path) -> lis
     Raises:
         MissingDependencyError: without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("plots need matplotlib; install cacovid[viz]") from error
+    check_plots()
+    from matplotlib.figure import Figure
+
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [("accuracy-tokens.png", "entering", "tokens that enter the language model (mean)")]
     if rows[0]["seconds"]:
@@ -45,7 +59,7 @@ def draw_pareto(rows: Sequence[dict[str, Any]], title: str, folder: Path) -> lis
         figure = Figure(figsize=(9.5, 5.6), layout="constrained")
         # Of what knows the truth, the time is that of finding it out.
         shown = [r for r in rows if what == "entering" or r["method"] not in ORACLES]
-        _draw(figure.subplots(), shown, what, names)
+        _draw(figure.subplots(), shown, what, names, intervals)
         figure.axes[0].set(xlabel=label, ylabel="accuracy, %")
         figure.suptitle(title, fontsize=10, wrap=True)
         path = folder / file
@@ -67,7 +81,9 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return best
 
 
-def _draw(axis: Any, rows: Sequence[dict[str, Any]], what: str, names: Sequence[str]) -> None:
+def _draw(
+    axis: Any, rows: Sequence[dict[str, Any]], what: str, names: Sequence[str], intervals: bool
+) -> None:
     """Draws rows; a method looks the same in all plots, by its place in `names`."""
 
     def place(row: dict[str, Any]) -> tuple[float, float]:
@@ -92,8 +108,9 @@ def _draw(axis: Any, rows: Sequence[dict[str, Any]], what: str, names: Sequence[
         below = [100 * (row["accuracy"] - row["low"]) for row in own]
         above = [100 * (row["high"] - row["accuracy"]) for row in own]
         axis.errorbar(
-            *zip(*points, strict=True), yerr=(below, above), label=name, lw=1.4, ms=5,
-            color=_COLOURS[number % len(_COLOURS)], elinewidth=0.7, alpha=0.9, zorder=2,
+            *zip(*points, strict=True), yerr=(below, above) if intervals else None,
+            label=name, lw=1.4, ms=5, elinewidth=0.7, alpha=0.9, zorder=2,
+            color=_COLOURS[number % len(_COLOURS)],
             marker=_MARKERS[(number + 3 * (number // len(_COLOURS))) % len(_MARKERS)],
             ls=("-", "--", ":")[number // len(_COLOURS) % 3],
         )  # fmt: skip

@@ -73,7 +73,8 @@ def read_questions(
         max_skipped: Greatest share of rows that may be unusable.
 
     Returns:
-        The samples; rows that cannot be used are in `skipped`, with the reason.
+        The samples; rows that cannot be used are in `skipped`, with the reason: by the line of the
+        file where each row has one (`line 4`), of a JSON list by their number from 0 (`row 2`).
 
     Raises:
         InvalidInputError: for a file that is none of these, without a usable row, with too many
@@ -82,27 +83,38 @@ def read_questions(
     path = Path(path)
     root = path.parent if video_root is None else Path(video_root)
     rows = _table(path) if path.suffix.lower() in (".csv", ".tsv") else read_rows(path)
-    made = _Maker(rows, root, path, answers_from)
-    return samples_of([made(row) for row in rows], root, path, max_skipped=max_skipped)
+    made = _Maker(list(rows.values()), root, path, answers_from)
+    converted = {name: made(row) for name, row in rows.items()}
+    return samples_of(converted, root, path, max_skipped=max_skipped)
 
 
-def _table(path: Path) -> list[Any]:
+def _table(path: Path) -> dict[str, Any]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     reader = csv.DictReader(io.StringIO(read_utf8(path)), delimiter=delimiter)
+    rows: dict[str, Any] = {}
     try:
-        rows: list[Any] = list(reader)
+        for row in reader:
+            rows[f"line {_first_line(reader, row)}"] = _checked(row)
     except csv.Error as error:
         raise InvalidInputError(f"{path} is no CSV: {error}") from error
     if not rows:
         raise InvalidInputError(
             f"{path} holds no rows; expected a line of names, and one for each question"
         )
-    for number, row in enumerate(rows):
-        if None in row or None in row.values():  # cells without a name, or too few
-            rows[number] = InvalidInputError("another number of cells than the line of names has")
-        else:
-            rows[number] = {name: text for name, text in row.items() if text.strip()}
     return rows
+
+
+def _first_line(reader: csv.DictReader[str], row: Mapping[Any, Any]) -> int:
+    """The line that a row begins in, from 1: the reader tells its last, and cells may have more."""
+    cells = [*row.values(), *row.get(None, ())]
+    return reader.line_num - sum(text.count("\n") for text in cells if isinstance(text, str))
+
+
+def _checked(row: Mapping[Any, Any]) -> Any:
+    """The filled cells of a row of a table, or why it cannot be used."""
+    if None in row or None in row.values():  # cells without a name, or too few
+        return InvalidInputError("another number of cells than the line of names has")
+    return {name: text for name, text in row.items() if text.strip()}
 
 
 class _Maker:

@@ -85,14 +85,22 @@ def by_type(comparison: Comparison, condition: Condition) -> dict[str, float]:
 
 
 def table(
-    rows: Sequence[dict[str, Any]], retentions: Sequence[float]
+    rows: Sequence[dict[str, Any]], retentions: Sequence[float], intervals: bool = True
 ) -> tuple[list[str], list[list[str]]]:
-    """Columns and cells: methods down, retentions across, accuracy with half its interval."""
+    """Columns and cells: methods down, retentions across, accuracy with half its interval.
+
+    Args:
+        rows: As `result_rows` returns them, the first uncompressed.
+        retentions: What stands across.
+        intervals: Whether the intervals are told.
+    """
     by = {(row["method"], row["retention"]): row for row in rows}
     columns = ["method", *(f"{r:.4g}%" for r in (100.0, *(100 * r for r in retentions)))]
     names = list(dict.fromkeys(row["method"] for row in rows[1:]))
-    full = _cell(rows[0])
-    return columns, [[name, full, *(_cell(by[name, r]) for r in retentions)] for name in names]
+    full = _cell(rows[0], intervals)
+    return columns, [
+        [name, full, *(_cell(by[name, r], intervals) for r in retentions)] for name in names
+    ]
 
 
 def types_table(
@@ -119,8 +127,13 @@ DETAILS = (
 )  # fmt: skip
 
 
-def details(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Cells of the long table, under `DETAILS`: one line per condition, times in milliseconds."""
+def details(rows: Sequence[dict[str, Any]], intervals: bool = True) -> list[list[str]]:
+    """Cells of the long table, under `DETAILS`: one line per condition, times in milliseconds.
+
+    Args:
+        rows: As `result_rows` returns them, the first uncompressed.
+        intervals: Whether the intervals are told.
+    """
     lines = []
     for row in rows:
         against, seconds = row["against"], row["seconds"]
@@ -128,15 +141,14 @@ def details(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
             f"{1000 * seconds[name]:.1f}" if seconds else "–"
             for name in (*STAGES, "first_token")
         ]
-        difference = (
-            f"{100 * against['difference']:+.1f} "
-            f"[{100 * against['low']:+.1f}, {100 * against['high']:+.1f}]"
-        )
+        difference = f"{100 * against['difference']:+.1f}"
+        if intervals:
+            difference += f" [{100 * against['low']:+.1f}, {100 * against['high']:+.1f}]"
         lines.append(
             [
                 row["method"],
                 f"{100 * row['retention']:.4g}% ({row['tokens']:,.0f})",
-                _cell(row),
+                _cell(row, intervals),
                 difference if row is not rows[0] else "–",
                 f"{100 * row['agreement']:.1f}",
                 f"{row['entering']:,.0f}",
@@ -163,8 +175,9 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def _cell(row: dict[str, Any]) -> str:
-    return f"{100 * row['accuracy']:.1f} ±{50 * (row['high'] - row['low']):.1f}"
+def _cell(row: dict[str, Any], intervals: bool) -> str:
+    accuracy = f"{100 * row['accuracy']:.1f}"
+    return f"{accuracy} ±{50 * (row['high'] - row['low']):.1f}" if intervals else accuracy
 
 
 def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:

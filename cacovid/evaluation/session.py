@@ -30,6 +30,7 @@ from cacovid.train.encoding import SampleEncoder
 from cacovid.train.headers import digest_of, weights_of
 from cacovid.train.marking import check_packages
 from cacovid.train.rewards import freeze
+from cacovid.train.wording import put_plainly
 
 #: Stands for every policy beside the model and every registered method.
 ALL = "all"
@@ -73,6 +74,8 @@ class EvaluationRun:
         """
         freeze(self.qa.model)
         self.samples = answerable(self.samples, self.qa.processor.tokenizer)
+        if not self.qa.reading.closing:
+            self.samples = put_plainly(self.samples)
         check_packages(sample.problem_type for sample in self.samples)
         names = list(dict.fromkeys(self.names))
         if ALL in names:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 DRAWS = 2000
+#: Draws of fewer videos say next to nothing: of two that are alike, the interval is a point.
+FEWEST_VIDEOS = 10
 
 
 class Bootstrap:

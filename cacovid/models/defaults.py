@@ -1,11 +1,12 @@
-"""Where a model's name points, and how its directory wants videos read.
+"""Where a model's name points, and how its directory wants videos read and questions put.
 
 A model's directory may hold `cacovid.json`:
 
-    {"max_frames": 16, "fps": 4.0}
+    {"max_frames": 16, "fps": 4.0, "closing": false}
 
-`max_frames` and `fps` are what `cacovid.video.FrameSampling` takes. Without the file: 32 frames at
-one frame a second at most.
+`max_frames` and `fps` are what `cacovid.video.FrameSampling` takes; `closing` tells whether a
+sentence on the kind of answer follows a problem (`cacovid.train.wording`). Without the file: 32
+frames at one frame a second at most, and a closing sentence.
 """
 
 from __future__ import annotations
@@ -33,15 +34,18 @@ EXPECTED_MODEL = (
 
 @dataclass(frozen=True)
 class ReadingDefaults:
-    """How many frames of a video a model is shown.
+    """How many frames of a video a model is shown, and how problems are put to it.
 
     Args:
         max_frames: Frames at most.
         fps: Frames a second at most.
+        closing: Whether problems of data files end with a sentence on the kind of answer; not for
+            small models, which know no words but those that they were trained with.
     """
 
     max_frames: int = 32
     fps: float = 1.0
+    closing: bool = True
 
 
 def is_place(name: str | PathLike[str]) -> bool:
@@ -84,10 +88,12 @@ def reading_defaults(location: str) -> ReadingDefaults:
         data = json.loads(path.read_text())
         if not isinstance(data, dict):
             raise ValueError("it is no JSON object")
-        known = {name: data[name] for name in ("max_frames", "fps") if name in data}
+        known = {name: data[name] for name in ("max_frames", "fps", "closing") if name in data}
         out = ReadingDefaults(**known)
         if int(out.max_frames) < 1 or float(out.fps) <= 0:
             raise ValueError("max_frames and fps have to be positive")
+        if not isinstance(out.closing, bool):
+            raise ValueError("closing has to be true or false")
     except (ValueError, TypeError) as error:
         raise InvalidInputError(
             f'{path} cannot be used ({error}); expected e.g. {{"max_frames": 16, "fps": 4.0}}'

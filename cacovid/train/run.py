@@ -50,6 +50,7 @@ from cacovid.train.score import SCORE
 from cacovid.train.sharding import Lockstep, launched_with_fsdp, plain_launch, shard_frozen
 from cacovid.train.trainer import Trainer
 from cacovid.train.video_r1 import read_video_r1
+from cacovid.train.wording import put_plainly
 
 
 @dataclass
@@ -150,6 +151,12 @@ def prepare(config: TrainConfig, on_stage: Callable[[str], None] = lambda name: 
     curriculum = read_curriculum(config, held_out)
     on_stage("model")
     location = model_location(config.model)
+    reading = reading_defaults(location)
+    if not reading.closing:
+        held_out = put_plainly(held_out)
+        curriculum = Curriculum(
+            [replace(stage, samples=put_plainly(stage.samples)) for stage in curriculum.stages]
+        )
     device = training_device(config.device)
     with plain_launch():  # else transformers may give all processes but the first empty weights
         model = freeze(load_whole(location, reading_dtype(config.dtype, device)))
@@ -164,7 +171,6 @@ def prepare(config: TrainConfig, on_stage: Callable[[str], None] = lambda name: 
     processor = load_processor(location)
     check_answerable(curriculum.samples, processor.tokenizer)
     check_answerable(held_out, processor.tokenizer)
-    reading = reading_defaults(location)
     frames = config.data.max_frames or reading.max_frames
     fps = config.data.fps or reading.fps
     encoder = SampleEncoder(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -45,7 +45,8 @@ def read_video_r1(
         max_skipped: Greatest share of rows that may be unusable.
 
     Returns:
-        The samples; rows that cannot be used are in `skipped`, new ids in `renamed`.
+        The samples; rows that cannot be used are in `skipped`, new ids in `renamed`: by their
+        number from 0 in a list (`row 2`), by the file's line where each has one (`line 3`).
 
     Raises:
         InvalidInputError: if the file is not JSON, holds no usable row, or too many unusable ones.
@@ -56,12 +57,13 @@ def read_video_r1(
 
 
 def samples_of(
-    rows: Sequence[Any], root: Path, path: Path, *, max_skipped: float = 0.5
+    rows: Mapping[str, Any], root: Path, path: Path, *, max_skipped: float = 0.5
 ) -> Samples:
     """Rows of the Video-R1 form as samples; see `read_video_r1`.
 
     Args:
-        rows: The rows; an `InvalidInputError` stands for one that could not be read.
+        rows: The rows by their names for messages; an `InvalidInputError` stands for one that
+            could not be read.
         root: Where the videos lie.
         path: Where the rows come from, for messages.
         max_skipped: Greatest share of rows that may be unusable.
@@ -74,8 +76,7 @@ def samples_of(
     renamed: list[tuple[str, str]] = []
     namesakes: dict[str, list[tuple[str, TrainingSample]]] = {}
     taken: set[str] = set()
-    for number, row in enumerate(rows):
-        name = f"row {number}"
+    for number, (name, row) in enumerate(rows.items()):
         try:
             sample = _sample(row, number, root)
         except InvalidInputError as error:
@@ -125,8 +126,8 @@ def read_utf8(path: Path) -> str:
         ) from error
 
 
-def read_rows(path: Path) -> list[Any]:
-    """The rows of a JSON list or of JSON lines.
+def read_rows(path: Path) -> dict[str, Any]:
+    """The rows of a JSON list (`row 0`, …) or of JSON lines (`line 1`, …), by these names.
 
     A line that is not JSON is an `InvalidInputError` in its place.
 
@@ -139,28 +140,38 @@ def read_rows(path: Path) -> list[Any]:
     except (ValueError, RecursionError) as error:
         if text.lstrip().startswith("["):
             raise InvalidInputError(f"{path} is not JSON: {error}") from error
-        rows = _lines(text)
-        if rows and all(isinstance(row, InvalidInputError) for row in rows):
-            raise InvalidInputError(f"{path} is neither JSON nor JSON lines: {rows[0]}") from error
+        lines = _lines(text)
+        if lines and all(isinstance(row, InvalidInputError) for row in lines.values()):
+            name, reason = next(iter(lines.items()))
+            raise InvalidInputError(
+                f"{path} is neither JSON nor JSON lines: {name}: {reason}"
+            ) from error
+        if not lines:
+            raise _no_rows(path) from None
+        return lines
     if isinstance(rows, Mapping) and rows.keys() & {"problem", "question"}:  # one JSON line
         rows = [rows]
     if not isinstance(rows, list):
         raise InvalidInputError(f"{path} holds a {type(rows).__name__}; expected a list of rows")
     if not rows:
-        raise InvalidInputError(f"{path} holds no rows; expected a list of them, or one a line")
-    return rows
+        raise _no_rows(path)
+    return {f"row {number}": row for number, row in enumerate(rows)}
 
 
-def _lines(text: str) -> list[Any]:
-    rows: list[Any] = []
+def _no_rows(path: Path) -> InvalidInputError:
+    return InvalidInputError(f"{path} holds no rows; expected a list of them, or one a line")
+
+
+def _lines(text: str) -> dict[str, Any]:
+    rows: dict[str, Any] = {}
     # Not `splitlines`: strings may hold U+2028 and other characters that it takes for line ends.
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
+            rows[f"line {number}"] = json.loads(line)
         except (ValueError, RecursionError) as error:
-            rows.append(InvalidInputError(f"line {number} is not JSON: {error}"))
+            rows[f"line {number}"] = InvalidInputError(f"not JSON: {error}")
     return rows
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from cacovid.train.data import TrainingSample
+from dataclasses import replace
+
+from cacovid.train.data import Samples, TrainingSample
 
 _CLOSING = {
     "multiple choice": "Reply with nothing but the letter of the right option.",
@@ -17,7 +19,7 @@ _CLOSING = {
 def word_problem(sample: TrainingSample) -> str:
     """The user's turn, without the video.
 
-    A sample that is `worded` is put as it is: small models know no other words.
+    A sample that is `worded` is put as it is; see `put_plainly`.
 
     >>> from cacovid.train.data import TrainingSample
     >>> sample = TrainingSample(
@@ -32,5 +34,18 @@ def word_problem(sample: TrainingSample) -> str:
     """
     if sample.worded:
         return sample.problem
-    lines = [sample.problem.strip(), *sample.options, _CLOSING[sample.problem_type]]
-    return "\n".join(lines)
+    return f"{_plain(sample)}\n{_CLOSING[sample.problem_type]}"
+
+
+def put_plainly(samples: Samples) -> Samples:
+    """The samples worded without a closing sentence, as `cacovid.VideoQA.ask` puts a question.
+
+    For models whose directory says `"closing": false` (`cacovid.models.defaults`): small models
+    know no words but those that they were trained with.
+    """
+    kept = tuple(s if s.worded else replace(s, problem=_plain(s), worded=True) for s in samples)
+    return replace(samples, kept=kept)
+
+
+def _plain(sample: TrainingSample) -> str:
+    return "\n".join((sample.problem.strip(), *sample.options))

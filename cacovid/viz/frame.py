@@ -12,6 +12,8 @@ _DIM = 0.50
 _DIM_PLAIN = 0.30
 _HEAT_SHARE = 0.55
 _GRID_SHARE = 0.22
+#: Smaller tokens have no rim inside their outline: it would hide them whole.
+_LEAST_RIMMED = 8
 #: Kept neighbours smaller than this many pixels have no line between them: it would hide them.
 _LEAST_JOINED = 16
 
@@ -38,7 +40,7 @@ def paint_frame(
     rows, columns = _cells(kept.shape[0], size[1]), _cells(kept.shape[1], size[0])
     token_pixels = min(size[1] / kept.shape[0], size[0] / kept.shape[1])
     line = int(np.clip(token_pixels * 0.07, 1, 3))
-    rim = int(np.clip(token_pixels * 0.08, 1, 4))
+    rim = int(np.clip(token_pixels * 0.08, 1, 4)) if token_pixels >= _LEAST_RIMMED else 0
     grey = picture @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     inside = kept[rows][:, columns]
     outline = inside & ~_shrunk(inside, line)

@@ -19,6 +19,9 @@ _LABEL_HEIGHT = 32
 _WIDTH, _MAX_CELL, _MIN_CELL = 1720, 400, 120
 _MIN_WIDTH = 900
 _ASPECT = 1.55
+#: A token of a very wide frame is drawn at least this high, by stretching the frame down to the
+#: aspect that follows at most: the model reads it stretched to a square.
+_LEAST_TOKEN, _LEAST_STRETCHED = 10, 4
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class _Layout:
 def draw_sheet(subject: Subject) -> Image.Image:
     """The contact sheet of one video, RGB."""
     count, height, width = subject.frames.shape[:3]
-    layout = _layout(count, width / height)
+    layout = _layout(count, width / height, subject.kept.shape[1])
     inner = max(layout.width, _MIN_WIDTH - 2 * _MARGIN)
     # The caption is drawn twice: once to learn its height.
     scratch = ImageDraw.Draw(Image.new("RGB", (8, 8)))
@@ -83,13 +86,14 @@ def _draw_cell(
     text.draw_text(draw, (right, middle), f"{kept}/{tokens}", _LABEL_SIZE, colour, "rm")
 
 
-def _layout(count: int, aspect: float) -> _Layout:
+def _layout(count: int, aspect: float, token_rows: int = 1) -> _Layout:
     """The number of columns for which the sheet comes closest to its aspect, few places empty."""
     best: tuple[float, _Layout] | None = None
     for columns in range(1, min(count, _WIDTH // (_MIN_CELL + _GAP)) + 1):
         rows = math.ceil(count / columns)
         width = min(_MAX_CELL, (_WIDTH + _GAP) // columns - _GAP)
-        layout = _Layout(columns, rows, (width, max(24, round(width / aspect))))
+        least = min(_LEAST_TOKEN * token_rows, width // _LEAST_STRETCHED)
+        layout = _Layout(columns, rows, (width, max(24, least, round(width / aspect))))
         empty = (rows * columns - count) / (rows * columns)
         cost = abs(math.log(layout.width / layout.height / _ASPECT)) + 0.8 * empty
         if best is None or cost < best[0]:

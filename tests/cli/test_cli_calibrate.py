@@ -25,6 +25,27 @@ def test_chooses_and_writes(cacovid, model_dir, tmp_path):
     assert stored["retention"] == 0.3 and stored["hidden_size"] == 192
 
 
+def test_what_was_measured_is_told_where_nothing_is_found(cacovid, model_dir, capsys):
+    from cacovid.commands.calibrate import Calibrate
+    from cacovid.evaluation.calibrate import Candidate, WishNotMetError
+
+    done = cacovid(
+        "calibrate", "--embedded", "--model", model_dir, "--first-token", "1e-9", "--timed", "1",
+        "--retention", "0.05", "0.3", "--limit", "2", "--max-new-tokens", "4", "--method",
+        "uniform", "--json",
+    )  # fmt: skip
+    assert done.returncode == 1 and "no share of tokens is fast enough" in done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["retention"] is None and facts["written"] is None
+    assert [(c["retention"], c["meets"]) for c in facts["candidates"]] == [
+        (0.05, False), (0.3, False),
+    ]  # fmt: skip
+    missed = WishNotMetError("missed", 0.0, [Candidate(0.05, 0.0, None, 0.0, 0.25, False)])
+    Calibrate(embedded=True)._report(missed, None, "uniform", 2, None)
+    told = capsys.readouterr().out
+    assert "250.0" in told and "uncompressed 0.0" in told and "retention:" not in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -5,9 +5,15 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+
+from cacovid.commands.eval import Eval
+from cacovid.errors import InvalidInputError, MissingDependencyError
+from cacovid.train import data
+from cacovid.train.data import Samples, SceneReference, TrainingSample
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -136,7 +142,7 @@ def test_two_processes_say_what_one_says(written, arguments, tmp_path):
     lines = [
         (tmp_path / "two" / f"records-{rank}.jsonl").read_text().splitlines() for rank in (0, 1)
     ]
-    assert [len(own) for own in lines] == [8, 1]  # a scene each
+    assert [len(own) for own in lines] == [5, 4]  # every other scene
 
 
 def test_a_finished_run_is_not_done_again(written, arguments):
@@ -144,7 +150,54 @@ def test_a_finished_run_is_not_done_again(written, arguments):
     before = (folder / "records-0.jsonl").read_bytes()
     done = run(folder.parent, "-m", "cacovid", *arguments, "--timed", 1, "--output", "out")
     assert (folder / "records-0.jsonl").read_bytes() == before
-    assert "same answers" in done.stdout and "9 questions" in done.stdout
+    assert "same answers" in done.stdout
+    assert "9 questions on 9 videos (synthetic" in done.stdout
+    # Too few videos for intervals.
+    page = (folder / "results.md").read_text()
+    for text in (done.stdout, page):
+        assert "no intervals: from fewer than 10 videos" in text and "±" not in text
+
+
+def test_few_questions_of_the_task_come_from_many_scenes(monkeypatch):
+    def made(split, seed, scenes, per_scene):
+        assert per_scene == 8
+        references = [SceneReference(split, seed, index) for index in range(scenes)]
+        return Samples(tuple(
+            TrainingSample(f"{r.key}/{n}", "?", "-", "exact", scene=r)
+            for r in references for n in range(per_scene)
+        ))  # fmt: skip
+
+    monkeypatch.setattr(data, "embedded_samples", made)
+
+    def asked(limit):
+        """How many questions on each scene, always its first ones."""
+        samples = Eval(embedded=True, limit=limit)._samples("test")
+        counts = Counter(sample.scene.index for sample in samples)
+        assert [s.id for s in samples] == [
+            f"test/0/{i}/{n}" for i in counts for n in range(counts[i])
+        ]
+        return list(counts.values())
+
+    assert asked(1) == [1] and asked(16) == [1] * 16
+    assert asked(50) == [3] * 10 + [2] * 10 and asked(159) == [8] * 19 + [7]
+    # As ever: stored results are of these questions.
+    assert asked(160) == [8] * 20 and asked(165) == [8] * 20 + [5] and asked(304) == [8] * 38
+
+
+def test_rows_that_may_be_bad(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    path = tmp_path / "q.csv"
+    path.write_text("video,question,A,B,answer\na,?,x,y,A\nno,?,x,y,A\nno,!,x,y,A\n")
+    with pytest.raises(InvalidInputError, match=r"2 of 3 rows .*line 3: .* raise max_skipped"):
+        Eval(data=path)._samples("test")
+    assert len(Eval(data=path, max_skipped=0.7)._samples("test")) == 1
+
+
+def test_plots_that_cannot_be_drawn_are_told_first(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(Eval, "load", lambda *given: pytest.fail("something was loaded"))
+    with pytest.raises(MissingDependencyError, match=r"install cacovid\[viz\]"):
+        Eval(embedded=True, output=tmp_path).run()
 
 
 def test_files_and_a_table(cacovid, model_dir, clip, tmp_path):
@@ -160,7 +213,7 @@ def test_files_and_a_table(cacovid, model_dir, clip, tmp_path):
     )  # fmt: skip
     done = cacovid(*given, "--methods", "uniform", "--retention", "0.1")
     assert done.returncode == 0, done.stderr
-    assert "uniform" in done.stdout and "1 questions (data.json)" in done.stdout
+    assert "uniform" in done.stdout and "1 questions on 1 videos (data.json)" in done.stdout
     assert "left out row 1: there is no video" in done.stderr and "left out: 1 rows" in done.stdout
     done = cacovid(*given, "--methods", "oracle")
     assert done.returncode == 1 and "oracle knows the embedded task only" in done.stderr
@@ -182,6 +235,7 @@ def test_files_and_a_table(cacovid, model_dir, clip, tmp_path):
         (("--embedded", "--max-frames", "0"), "--max-frames is 0"),
         (("--embedded", "--dtype", "int8"), "--dtype is 'int8'"),
         (("--embedded", "--answers-from", "2"), "--answers-from is 2"),
+        (("--data", "x.json", "--max-skipped", "2"), "--max-skipped is 2"),
     ],
 )
 def test_wrong_usage(cacovid, arguments, message):

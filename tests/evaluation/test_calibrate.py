@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from cacovid.errors import InvalidInputError
-from cacovid.evaluation.calibrate import Wish, calibrate
-from cacovid.evaluation.calibration_target import write_retention
+from cacovid.evaluation.calibrate import Wish, WishNotMetError, calibrate
+from cacovid.evaluation.calibration_target import check_target, write_retention
 from cacovid.evaluation.compare import UNCOMPRESSED, Comparison, Condition
 from cacovid.train.config import read_config
 
@@ -58,15 +58,22 @@ def test_the_largest_share_that_is_fast_enough():
 
 def test_what_cannot_be_met_is_told():
     found = comparison({0.1: 200})
-    with pytest.raises(InvalidInputError, match=r"0.1 keeps 0.5, certainty 0.00 of 0.9"):
+    with pytest.raises(WishNotMetError, match=r"0.1 keeps 0.5, certainty 0.00 of 0.9") as missed:
         calibrate(found, "m", Wish(keep=0.9))
+    (candidate,) = missed.value.candidates
+    assert missed.value.accuracy == 1.0 and candidate.accuracy == 0.5 and not candidate.meets
     with pytest.raises(InvalidInputError, match="no question was timed"):
         calibrate(found, "m", Wish(first_token=1.0))
     with pytest.raises(InvalidInputError, match="no rows of method 'other'"):
         calibrate(found, "other", Wish(keep=0.9))
     found.conditions[0].marks = [0.0] * QUESTIONS
-    with pytest.raises(InvalidInputError, match="no accuracy to keep"):
+    with pytest.raises(WishNotMetError, match="no accuracy to keep") as missed:
         calibrate(found, "m", Wish(keep=0.9))
+    assert not missed.value.candidates[0].meets
+    # A time can be met all the same.
+    found = comparison({0.1: 0}, {1.0: 0.2, 0.1: 0.1})
+    found.conditions[0].marks = [0.0] * QUESTIONS
+    assert calibrate(found, "m", Wish(first_token=0.2)).candidates[0].kept_accuracy is None
     for wrong in (
         {},
         {"keep": 0.0},
@@ -105,9 +112,21 @@ def test_a_configuration_keeps_everything_else(tmp_path, text):
 def test_a_section_on_one_line_is_left_alone(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("output: out\nevaluation: {questions: 4}\n")
-    with pytest.raises(InvalidInputError, match=r"write retention: 0\.07"):
+    with pytest.raises(InvalidInputError, match="without loss; give its evaluation section lines"):
         write_retention(path, 0.07)
     assert path.read_text() == "output: out\nevaluation: {questions: 4}\n"
+
+
+def test_what_cannot_be_written_is_told_before_it_is_measured(tmp_path):
+    path = tmp_path / "run.yaml"
+    for text in ("{output: out, evaluation: {questions: 4}}\n", "{output: out}\n"):
+        path.write_text(text)
+        with pytest.raises(InvalidInputError, match="cannot be changed without loss"):
+            check_target(path)
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"\x00\x00\x00\x20ftypisom\xff\xfe")
+    with pytest.raises(InvalidInputError, match=r"clip\.mp4 is not UTF-8"):
+        check_target(path)
 
 
 def test_json_configurations_and_what_is_no_target(tmp_path):

@@ -4,11 +4,14 @@ import pytest
 from safetensors import safe_open
 
 from cacovid.evaluation.processes import Processes
+from cacovid.evaluation.questions import read_questions
 from cacovid.evaluation.results import by_type, markdown, result_rows, table
 from cacovid.evaluation.session import EvaluationRun
 from cacovid.models.defaults import TINY_FOLDER
-from cacovid.synthetic import QUESTION_TYPES
+from cacovid.models.video_qa import with_options
+from cacovid.synthetic import QUESTION_TYPES, make_scene
 from cacovid.train.data import embedded_samples
+from cacovid.train.wording import word_problem
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +38,45 @@ def test_transformers_loads_it_as_any_model():
     assert type(model).__name__ == "LlavaOnevisionForConditionalGeneration"
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert AutoTokenizer.from_pretrained(TINY_FOLDER).chat_template
+
+
+def test_questions_of_a_file_are_put_as_ask_puts_them(qa, tmp_path):
+    make_scene("test", 0, 0).write(tmp_path / "clip.mp4")
+    (tmp_path / "q.csv").write_text(
+        "video,question,A,B,C,D,answer\n"
+        "clip.mp4,What colour is the striped star?,white,purple,orange,green,C\n"
+    )
+    samples = read_questions(tmp_path / "q.csv")
+    run = EvaluationRun(qa, samples, ["uniform"], [0.5], timed=0)
+    run.prepare()
+    colours = ("white", "purple", "orange", "green")
+    asked = with_options("What colour is the striped star?", colours)
+    assert word_problem(run.samples[0]) == asked
+    assert run.run(Processes()).conditions[0].accuracy == 1.0
+
+
+def test_training_and_filter_put_them_so_too(tmp_path, monkeypatch):
+    import json
+
+    from cacovid.commands.filter import Filter
+    from cacovid.train import filtering
+    from cacovid.train.config import read_config
+    from cacovid.train.run import prepare
+
+    (tmp_path / "clip.mp4").write_bytes(b"x")
+    (tmp_path / "other.mp4").write_bytes(b"x")
+    row = {"problem": "Which?", "solution": "A", "problem_type": "multiple choice",
+           "options": ["red", "blue"], "path": "clip.mp4"}  # fmt: skip
+    (tmp_path / "data.json").write_text(json.dumps([row]))
+    (tmp_path / "held.json").write_text(json.dumps([{**row, "path": "other.mp4"}]))
+    files = {"data": {"file": "data.json"}, "evaluation": {"file": "held.json"}}
+    (tmp_path / "run.json").write_text(json.dumps({"output": "out", "model": "tiny", **files}))
+    monkeypatch.chdir(tmp_path)
+    run = prepare(read_config("run.json"))
+    asked = [*run.curriculum.samples, *run.held_out]
+    monkeypatch.setattr(filtering, "BlindReader", lambda *a: lambda s: float(asked.append(s) or 0))
+    Filter(tmp_path / "run.json", tmp_path / "kept.json").run()
+    assert [word_problem(sample) for sample in asked] == ["Which?\nA. red\nB. blue"] * 3
 
 
 @pytest.fixture(scope="module")

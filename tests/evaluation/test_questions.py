@@ -111,7 +111,22 @@ def test_rows_of_a_table_with_other_cells_are_listed(folder):
     text = "question\tvideo\tA\tB\tanswer\n" + "w\ta\tx\ty\tA\n" + "v\ta\tx\ty\tB\n" + "u\ta\tx\n"
     samples = read_questions(write(folder, "q.tsv", text))
     assert len(samples) == 2
-    assert samples.skipped == (("row 2", "another number of cells than the line of names has"),)
+    assert samples.skipped == (("line 4", "another number of cells than the line of names has"),)
+
+
+def test_a_row_is_told_by_the_line_where_it_begins(folder):
+    text = (
+        'question,video,A,B,answer\r\n"two\r\nlines",a,x,y,A\r\n\r\n"three\n\nlines",no,x,y,A\r\n'
+        'w,a,x,y,B\r\nv,a,x,y,"C\n"\r\nu,a,x,y,A,"more\ncells"\r\nt,no,x,y,A\r\ns,a,x,y,A\r\n'
+    )
+    samples = read_questions(write(folder, "q.csv", text), max_skipped=1.0)
+    assert [s.problem for s in samples] == ["two\r\nlines", "w", "s"]
+    assert [row for row, _ in samples.skipped] == ["line 5", "line 9", "line 11", "line 13"]
+    row = {**numbered("A")[0], "id": 0}
+    lines = "\n".join(json.dumps(r) for r in (*numbered("A", "E"), row))
+    samples = read_questions(write(folder, "q.jsonl", "\n" + lines), max_skipped=0.7)
+    assert [row for row, _ in samples.skipped] == ["line 3", "line 4"]
+    assert samples.skipped[1][1] == "the same as line 2"
 
 
 def test_gaps_between_option_columns_are_told(folder):

@@ -104,6 +104,11 @@ def test_rows_hold_what_was_measured(comparison, samples):
         for stage in ("read", "vision", "compress", "prefill", "decode"):
             assert line[stage] == f"{1000 * row['seconds'][stage]:.1f}"
         assert line["first token"] == f"{1000 * row['seconds']['first_token']:.1f}"
+    plain = [dict(zip(DETAILS, line, strict=True)) for line in details(rows, intervals=False)]
+    for line, full in zip(plain, shown, strict=True):
+        assert full["accuracy"].startswith(line["accuracy"] + " ±")
+        assert full["against 100%"].split(" [")[0] == line["against 100%"]
+    assert "±" not in str(table(rows, RETENTIONS, intervals=False))
     assert len(shown) == 5 and csv_text(rows).count("\n") == 6
     assert "against.difference" in csv_text(rows).splitlines()[0]
     assert by_video(samples) == [[0, 1, 2], [3, 4, 5]]

@@ -241,7 +241,9 @@ def test_reading_defaults(tmp_path):
     from cacovid.models.defaults import ReadingDefaults, reading_defaults
 
     assert reading_defaults(str(tmp_path)) == ReadingDefaults(32, 1.0)
-    for text in ("{", '{"max_frames": 0}', '{"fps": "many"}', "[1]"):
+    (tmp_path / "cacovid.json").write_text('{"closing": false}')
+    assert reading_defaults(str(tmp_path)) == ReadingDefaults(32, 1.0, closing=False)
+    for text in ("{", '{"max_frames": 0}', '{"fps": "many"}', "[1]", '{"closing": "no"}'):
         (tmp_path / "cacovid.json").write_text(text)
         with pytest.raises(InvalidInputError, match=r"cacovid\.json cannot be used"):
             reading_defaults(str(tmp_path))

@@ -11,7 +11,7 @@ from cacovid.train.filtering import filter_blind
 from cacovid.train.marking import PROBLEM_TYPES, extract_answer, mark
 from cacovid.train.replay import RatioSettings
 from cacovid.train.video_r1 import read_video_r1
-from cacovid.train.wording import word_problem
+from cacovid.train.wording import put_plainly, word_problem
 
 MARKS = [
     ("multiple choice", "B", "B", 1.0),
@@ -62,6 +62,9 @@ def test_every_problem_type_has_its_closing_sentence(kind):
     assert text.startswith("What is it?\nA. one\nB. two\nReply with ") and text.endswith(".")
     worded = TrainingSample("1", "What is it?", "A", kind, options=("x", "y"), worded=True)
     assert word_problem(worded) == "What is it?"
+    plain = put_plainly(Samples((sample, worded), (("row 2", "bad"),)))
+    assert [word_problem(s) for s in plain] == ["What is it?\nA. one\nB. two", "What is it?"]
+    assert plain[0].options == sample.options and plain.skipped == (("row 2", "bad"),)
 
 
 def row(**changes):

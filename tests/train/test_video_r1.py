@@ -180,7 +180,7 @@ def test_json_lines(read):
     assert read(json.dumps(row()))[0].id == "7"  # one row
     broken = read(json.dumps(row()) + '\n{"problem": \n' + json.dumps(row(problem_id=8)))
     assert [s.id for s in broken] == ["7", "8"]
-    assert broken.skipped[0][0] == "row 1" and "line 2 is not JSON" in broken.skipped[0][1]
+    assert broken.skipped[0][0] == "line 2" and "not JSON: " in broken.skipped[0][1]
     with pytest.raises(InvalidInputError, match="neither JSON nor JSON lines"):
         read("problem,solution\nwhich?,A")
     with pytest.raises(InvalidInputError, match=r"is not JSON: .*line 3 column 1"):

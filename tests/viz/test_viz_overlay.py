@@ -129,6 +129,20 @@ def test_the_sheet_shows_every_frame_once():
         assert layout.cell[0] >= 100
 
 
+def test_tokens_of_wide_frames_are_large_enough_to_be_seen():
+    for aspect, rows in ((30.0, 6), (10.0, 14)):
+        width, height = _layout(16, aspect, rows).cell
+        assert height / rows >= 7 and width >= 4 * height
+    # Others keep their shape.
+    assert _layout(16, 16 / 9, 27) == _layout(16, 16 / 9)
+    frame = np.full((24, 400, 3), 200, dtype=np.uint8)
+    kept, heat = np.zeros((6, 6), dtype=bool), np.ones((6, 6))
+    kept[2, 3] = True
+    for size in ((400, 60), (400, 24)):  # the sheet's, and one of tokens 4 pixels high
+        picture = np.asarray(paint_frame(frame, size, kept, heat)).astype(int)
+        assert (picture == 200).all(axis=2).sum() >= 100
+
+
 def test_a_sheet_without_scores_differs_from_one_with():
     grid = Grid([(2, 3, 3)])
     kept = selection(grid, [0, 9])

@@ -36,7 +36,8 @@ def export(model: Any, tokenizer: Any, folder: Path) -> None:
         temporary, tokenizer, frame_size=world.FRAME_SIZE, tokens_per_side=2 * world.CELLS
     )
     (temporary / "cacovid.json").write_text(
-        json.dumps({"max_frames": world.CLIP_FRAMES, "fps": world.CLIP_FPS}) + "\n"
+        json.dumps({"max_frames": world.CLIP_FRAMES, "fps": world.CLIP_FPS, "closing": False})
+        + "\n"
     )
     folder.mkdir(parents=True, exist_ok=True)
     for path in temporary.iterdir():
