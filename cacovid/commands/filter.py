@@ -47,7 +47,7 @@ class Filter(Command):
         from cacovid.models.storage import load_whole
         from cacovid.train.config import read_config
         from cacovid.train.filtering import BlindReader, filter_blind
-        from cacovid.train.headers import weights_of
+        from cacovid.train.provenance import weights_of
         from cacovid.train.rewards import freeze
         from cacovid.train.run import check_answerable, read_data, reading_dtype
         from cacovid.train.wording import put_plainly

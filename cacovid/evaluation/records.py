@@ -12,7 +12,7 @@ from typing import Any
 from cacovid.errors import InvalidInputError
 from cacovid.evaluation.answers import Reply
 from cacovid.evaluation.compare import Result
-from cacovid.train.headers import as_json, differences
+from cacovid.train.provenance import as_json, differences
 
 HEADER, RECORDS = "run.json", "records-*.jsonl"
 

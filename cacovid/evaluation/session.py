@@ -27,8 +27,8 @@ from cacovid.models.inside import running
 from cacovid.train.choices import letter_ids
 from cacovid.train.data import Samples, TrainingSample, read_sample
 from cacovid.train.encoding import SampleEncoder
-from cacovid.train.headers import digest_of, weights_of
 from cacovid.train.marking import check_packages
+from cacovid.train.provenance import digest, weights_of
 from cacovid.train.rewards import freeze
 from cacovid.train.wording import put_plainly
 
@@ -99,7 +99,7 @@ class EvaluationRun:
             "model": name,
             "dtype": str(self.qa.model.dtype),
             "data": data,
-            "first questions": digest_of(self.samples[:100]),
+            "first questions": digest(self.samples[:100]),
             "conditions": conditions_of(self.choosers, self.retentions),
             "seed": self.seed,
             "timed": self.timed,

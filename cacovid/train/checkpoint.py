@@ -77,10 +77,11 @@ def read_checkpoint(
     changed = differences(
         {"policy.type": stored.policy_type, **_of_config(stored), **began},
         {"policy.type": policy.policy_type, **_of_config(policy), **provenance},
+        shared=True,
     )
     if changed:
         raise InvalidInputError(
-            f"{path} is of another run: {'; '.join(changed)}. Use the configuration that the run "
+            f"{path} is of another run: {changed}. Use the configuration that the run "
             f"began with, or another output folder"
         )
     policy.load_state_dict(stored.state_dict())

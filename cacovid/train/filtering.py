@@ -15,8 +15,8 @@ from cacovid.errors import InvalidInputError
 from cacovid.train.choices import letter_ids
 from cacovid.train.data import Samples, TrainingSample
 from cacovid.train.finite import FiniteLogits, check_answers
-from cacovid.train.headers import as_json, differences, digest_of
 from cacovid.train.marking import mark
+from cacovid.train.provenance import as_json, differences, digest
 from cacovid.train.wording import word_problem
 
 #: A mark from which a blind answer counts as right.
@@ -109,7 +109,7 @@ def filter_blind(
         raise InvalidInputError(f"{output} is a folder; expected the name of the list to write")
     part = output.with_name(output.name + ".part")
     output.parent.mkdir(parents=True, exist_ok=True)
-    own = as_json({**header, "questions": digest_of(samples)})
+    own = as_json({**header, "questions": digest(samples)})
     marks = _read_marks(part, own)
     with open(part, "a", encoding="utf-8") as file:
         if file.tell() == 0:

@@ -1,10 +1,12 @@
-"""What the result of a run hangs on, by the names of its configuration; checkpoints keep it."""
+"""What results on disk hang on, so that a run that goes on does not mix with another one."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Container, Mapping, Sequence
+import json
+from collections.abc import Collection, Container, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from cacovid.train.data import TrainingSample
@@ -37,34 +39,55 @@ def entries(section: Any, prefix: str, free: Container[str] = ()) -> dict[str, A
     return found
 
 
-def digest(samples: Sequence[TrainingSample]) -> str:
-    """How many samples there are, and a short sum over them in their order; videos do not count.
-
-    Args:
-        samples: The samples.
-    """
+def digest(samples: Collection[TrainingSample]) -> str:
+    """How many samples there are, and a short sum over them in their order; videos do not count."""
     total = hashlib.sha256()
     for s in samples:
         total.update(repr((s.id, s.problem, s.solution, s.problem_type, s.options)).encode())
     return f"{len(samples)} ({total.hexdigest()[:12]})"
 
 
-def differences(stored: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """The entries that both have and that differ, in words.
+def weights_of(folders: Iterable[Path]) -> dict[str, list[int]]:
+    """Size and time of change of every weight file that lies directly in the folders."""
+    found = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
+    return {str(p): [p.stat().st_size, p.stat().st_mtime_ns] for p in found}
+
+
+def as_json(header: Mapping[str, Any]) -> dict[str, Any]:
+    """A header as a file gives it back: tuples and lists are the same."""
+    there: dict[str, Any] = json.loads(json.dumps(header))
+    return there
+
+
+def differences(stored: Any, own: Mapping[str, Any], *, shared: bool = False) -> str:
+    """What differs between a run that began and one that is to go on with it, in words.
 
     Args:
-        stored: Of the run that began.
-        own: Of the run that is to go on with it; names that one of them lacks are of another
-            release, and are not compared.
+        stored: What the file holds: a dictionary, or something else that says nothing.
+        own: Of the run that is to go on.
+        shared: Whether names that one of them lacks are passed over (they are of another release).
+
+    Returns:
+        The differing entries, or `""`.
 
     >>> differences({"training.steps": 9, "model": "tiny"}, {"training.steps": 4, "model": "tiny"})
-    ['training.steps was 9 and is now 4']
+    'training.steps was 9 and is now 4'
     """
-    return [
-        f"{name} was {value!r} and is now {own[name]!r}"
-        for name, value in stored.items()
-        if name in own and own[name] != value
-    ]
+    if not isinstance(stored, dict):
+        return "which one is not said"
+    names = dict.fromkeys((*stored, *own))
+    if shared:
+        names = dict.fromkeys(name for name in names if name in stored and name in own)
+    return "; ".join(
+        f"{name} was {_short(stored.get(name))} and is now {_short(own.get(name))}"
+        for name in names
+        if stored.get(name) != own.get(name)
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _plain(value: Any) -> Any:

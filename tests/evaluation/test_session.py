@@ -227,7 +227,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(random_qa, samples, comparison,
     asked.clear()
     run.run(Processes(), Records(tmp_path, header), asked.append)
     assert asked == [6]  # nothing was asked again
-    with pytest.raises(InvalidInputError, match="seed: 5, now 6"):
+    with pytest.raises(InvalidInputError, match="seed was 5 and is now 6"):
         Records(tmp_path, {**header, "seed": 6})
 
 

@@ -163,8 +163,8 @@ def test_the_filter_does_not_go_on_with_the_marks_of_another_run(tmp_path):
     there = part.read_bytes()
     others = Samples((*samples.kept[:2], TrainingSample("2", "why?", "A", "exact")))
     for given, header, message in (
-        (samples, {"model": "two"}, 'model: "one", now "two"'),
-        (others, {"model": "one"}, 'questions: "'),
+        (samples, {"model": "two"}, "model was 'one' and is now 'two'"),
+        (others, {"model": "one"}, "questions was '"),
     ):
         with pytest.raises(InvalidInputError, match=f"marks of another run .{message}"):
             filter_blind(given, lambda s: 1.0, output, header)
