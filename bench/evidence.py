@@ -93,6 +93,10 @@ def main() -> int:
     table.add_argument("--retention", nargs="+", type=float, default=[0.25, 0.2, 0.15, 0.1, 0.05])
     table.add_argument("--others-retention", nargs="+", type=float, default=[0.1, 0.05])
     table.add_argument("--seed", type=int, default=0)
+    table.add_argument(
+        "--only", nargs="+", metavar="RUN", choices=list(CHANGES),
+        help="answer these runs alone, at all retentions; every other row stays as it is",
+    )  # fmt: skip
     variants = commands.add_parser("variants")
     variants.add_argument("--questions", type=int, default=1000)
     variants.add_argument("--retention", nargs="+", type=float, default=[0.1, 0.05])
@@ -238,9 +242,13 @@ def _share(text: str) -> tuple[int, int]:
 
 
 def _table(args: argparse.Namespace) -> None:
-    name = f"cpo-{args.split}"
-    policies = {run: at for run, at in trained_policies().items() if name_of(run) in SHOWN}
-    facts = with_earlier_rows(_compare(args, policies, METHODS), _read(RESULTS / f"{name}.json"))
+    name, only = f"cpo-{args.split}", args.only is not None
+    if only:
+        args.others_retention = args.retention
+    wanted = args.only if only else SHOWN
+    policies = {run: at for run, at in trained_policies().items() if name_of(run) in wanted}
+    fresh = _compare(args, policies, () if only else METHODS)
+    facts = with_earlier_rows(fresh, _read(RESULTS / f"{name}.json"), methods=only)
     _write(name, facts, args)
     _plot(facts, RESULTS / f"cpo-{args.split}.png")
 
@@ -255,19 +263,24 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def with_earlier_rows(facts: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
-    """Adds rows of runs that are not at hand any more, out of an earlier table.
+def with_earlier_rows(
+    facts: dict[str, Any], earlier: dict[str, Any], methods: bool = False
+) -> dict[str, Any]:
+    """Adds rows that were not asked for, out of an earlier table: of runs that are not at hand.
 
     Args:
         facts: A new table.
         earlier: Its predecessor; counts only if it is of the same model and questions.
+        methods: Whether to add methods' rows, too.
     """
     same = all(earlier.get(name) == facts[name] for name in ("questions", "seed", "model"))
     if not same:
         return facts
     there = {row["method"] for row in facts["results"]}
-    runs = [row for row in earlier["results"] if row["method"] not in there]
-    full, *rows = [*facts["results"], *(row for row in runs if _is_run(row["method"]))]
+    left = [row for row in earlier["results"] if row["method"] not in there]
+    full, *rows = [
+        *facts["results"], *(row for row in left if methods or _is_run(row["method"]))
+    ]  # fmt: skip
     rows.sort(key=lambda row: row["method"] if _is_run(row["method"]) else "~")
     return {**facts, "results": [full, *rows]}
 
@@ -286,8 +299,7 @@ def _write(name: str, facts: dict[str, Any], args: argparse.Namespace) -> None:
 def _compare(
     args: argparse.Namespace, folders: Mapping[str, Path], others: Sequence[str]
 ) -> dict[str, Any]:
-    needs = frozenset(f"received_attention/{n}/{q}" for n in (0, 2) for q in ("last", "question"))
-    bench = Bench.load(needs)
+    bench = Bench.load(frozenset())
     policies = {
         run: PolicyMethod(load_policy(folder, base_model=bench.model))
         for run, folder in folders.items()
@@ -303,6 +315,7 @@ def _compare(
         )
         for chooser in choosers([*policies, *others], bench.model, policies)
     ]
+    bench.reward.encoder.needs = frozenset().union(*(row.chooser.needs for row in rows))
     comparison = _measure(bench, rows, args)
     return {
         "results": result_rows(comparison),

@@ -49,6 +49,10 @@ def test_rows_of_runs_that_are_gone_stay_in_a_table(bench):
         ("random", 0.1),
     ]  # fmt: skip
     assert found[3]["accuracy"] == 0.9  # answered anew: not the old one
+    kept = bench.with_earlier_rows(table(row("ocss-1", accuracy=0.9)), old, methods=True)
+    assert [one["method"] for one in kept["results"][1:]] == [
+        "imitation-0", "imitation-0", "ocss-1", "x",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("changed", [{"questions": 8}, {"seed": 1}, {"model": "other"}])
