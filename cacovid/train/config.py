@@ -245,6 +245,10 @@ def read_config(path: str | PathLike[str]) -> TrainConfig:
         text = path.read_text()
     except OSError as error:
         raise InvalidInputError(f"{path} cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(
+            f"{path} is no text; expected a configuration in YAML or JSON"
+        ) from error
     return build(TrainConfig, _parse(text, path), str(path))
 
 

@@ -87,3 +87,10 @@ def test_settings_at_their_limits_are_taken():
     }  # fmt: skip
     config = build(TrainConfig, values, "file")
     assert config.cpo.clip == (1.0, 0.1) and config.evaluation.retention == 1.0
+
+
+def test_a_video_is_no_configuration(tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"\x00\x00\x00\x20ftypisom\xff\xfe")
+    with pytest.raises(InvalidInputError, match=r"clip\.mp4 is no text; expected a configuration"):
+        read_config(path)
