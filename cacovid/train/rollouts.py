@@ -27,8 +27,8 @@ class RolloutSettings:
     """How rollouts are drawn.
 
     Args:
-        token_rollouts: Rollouts over tokens, the greedy one included.
-        frame_rollouts: Rollouts over frames, the greedy one included; 0: none, the frame scores
+        token_rollouts: Rollouts over tokens, a greedy one included.
+        frame_rollouts: Rollouts over frames, a greedy one included; 0: none, the frame scores
             are not trained.
         sampler: `"ocss"`, or for comparison `"mixed"` (*ours*: every token of a frame by its
             sub-space's probability times its weight there, so that tokens of several sub-spaces
@@ -36,6 +36,9 @@ class RolloutSettings:
             replacement.
         subspace_factor: `lambda` of OCSS.
         max_subspace_prob: Cap on a sub-space's probability; None: `clip(2/l, 0.1, 0.9)`.
+        greedy: Whether the first rollout is not drawn but greedy, the best scores, as published.
+            Where drawn combinations earn little, the greedy one earns far more than all of them,
+            and its advantage confirms what is chosen already.
     """
 
     token_rollouts: int = 23
@@ -43,6 +46,7 @@ class RolloutSettings:
     sampler: Sampler = "ocss"
     subspace_factor: float = 2.0
     max_subspace_prob: float | None = None
+    greedy: bool = True
 
     def __post_init__(self) -> None:
         if self.token_rollouts < 2:
@@ -113,16 +117,7 @@ def draw_rollouts(
     if none or scores.frame is None:
         no_frames = token_masks.new_zeros((0, grid.num_frames))
         return Rollouts(token_masks, no_frames, token_masks[:0])
-    frame_scores = scores.frame.detach()
-    frame_masks = ops.frame_sample(
-        frame_scores, grid, ratio, settings.frame_rollouts, seed=seed, offset=draw
-    )
-    if settings.sampler == "uniform":
-        alike = ops.frame_sample(
-            torch.zeros_like(frame_scores), grid, ratio, settings.frame_rollouts, seed=seed,
-            offset=draw,
-        )  # fmt: skip
-        frame_masks = torch.cat((frame_masks[:1], alike[1:]))  # the first is greedy, as ever
+    frame_masks = _frame_masks(scores.frame.detach(), grid, ratio, settings, seed, draw)
     return Rollouts(token_masks, frame_masks, _inside(frame_masks, prompt, ratio))
 
 
@@ -131,25 +126,46 @@ def _token_masks(
 ) -> Tensor:
     count = settings.token_rollouts
     if settings.sampler == "ocss":
+        undrawn = _undrawn(settings)
         kept = ops.ocss_sample(
             scores,
             grid,
             ratio,
-            count,
+            count + undrawn,
             subspace_factor=settings.subspace_factor,
             max_subspace_prob=settings.max_subspace_prob,
             seed=seed,
             offset=draw,
-        )
+        )[undrawn:]
     else:
         log_weights = scores
         if settings.sampler == "uniform":
             log_weights = torch.zeros_like(scores)
         elif settings.sampler == "mixed":
             log_weights = _mixed_weights(scores, grid, ratio, settings).log()
-        kept = _plain_draws(log_weights, scores, grid, ratio, count, seed, draw)
+        greedy = scores if settings.greedy else None
+        kept = _plain_draws(log_weights, greedy, grid, ratio, count, seed, draw)
     masks = torch.zeros((count, grid.num_tokens), dtype=torch.bool, device=scores.device)
     return masks.scatter_(1, kept.long(), True)
+
+
+def _frame_masks(
+    scores: Tensor, grid: Grid, ratio: float, settings: RolloutSettings, seed: int, draw: int
+) -> Tensor:
+    """`[G', F]` bool: the frames that frame rollouts draw."""
+    undrawn = _undrawn(settings)
+    count = settings.frame_rollouts + undrawn
+    masks = ops.frame_sample(scores, grid, ratio, count, seed=seed, offset=draw)
+    if settings.sampler == "uniform":
+        even = torch.zeros_like(scores)
+        alike = ops.frame_sample(even, grid, ratio, count, seed=seed, offset=draw)
+        masks = torch.cat((masks[:1], alike[1:]))  # the first is greedy by the scores, as ever
+    return masks[undrawn:]
+
+
+def _undrawn(settings: RolloutSettings) -> int:
+    """Rollouts to leave out at the front: the samplers' first one is always greedy."""
+    return 0 if settings.greedy else 1
 
 
 def _mixed_weights(scores: Tensor, grid: Grid, ratio: float, settings: RolloutSettings) -> Tensor:
@@ -168,14 +184,17 @@ def _mixed_weights(scores: Tensor, grid: Grid, ratio: float, settings: RolloutSe
 
 def _plain_draws(
     log_weights: Tensor,
-    scores: Tensor,
+    greedy: Tensor | None,
     grid: Grid,
     ratio: float,
     count: int,
     seed: int,
     draw: int,
 ) -> Tensor:
-    """`[G, K]`: tokens drawn without replacement by weights; first each frame's best scores."""
+    """`[G, K]`: tokens drawn without replacement by weights; first each frame's best of `greedy`.
+
+    The draws after the first are the same with and without it.
+    """
     frames = grid.num_frames
     each = grid.tokens_per_frame[0]
     keep = min(each, max(1, round(ratio * each)))
@@ -184,12 +203,13 @@ def _plain_draws(
     # Gumbel top-k: a draw without replacement by the weights.
     gumbel = -torch.log(-torch.log(noise.clamp_(min=1e-300)))
     keys = log_weights.double().cpu().view(1, frames, each) + gumbel
-    keys[0] = scores.double().cpu().view(frames, each)
+    if greedy is not None:
+        keys[0] = greedy.double().cpu().view(frames, each)
     # Stable: of equal scores the lowest index, which topk does not promise.
     order = keys.sort(dim=-1, descending=True, stable=True).indices
     top = order[..., :keep].sort(dim=-1).values
     begins = torch.arange(frames)[None, :, None] * each
-    return (top + begins).flatten(1).to(scores.device)
+    return (top + begins).flatten(1).to(log_weights.device)
 
 
 def _inside(frame_masks: Tensor, prompt: Prompt, ratio: float) -> Tensor:

@@ -205,6 +205,9 @@ def test_rollouts(sampler):
         torch.tensor([97]), Grid([(16, 2, 3)]),
     )  # fmt: skip
     scores = Scores(torch.randn(96, generator=generator) * 3, torch.randn(16, generator=generator))
+    def rows(masks):
+        return [tuple(row) for row in masks.tolist()]
+
     settings = RolloutSettings(5, 4, sampler)
     drawn = draw_rollouts(scores, prompt, 0.3, settings, seed=1, draw=0)
     assert drawn.token_masks.view(5, 16, 6).sum(-1).eq(2).all()
@@ -225,6 +228,14 @@ def test_rollouts(sampler):
     again = draw_rollouts(scores, prompt, 0.3, settings, seed=1, draw=0)
     other = draw_rollouts(scores, prompt, 0.3, settings, seed=1, draw=1)
     assert drawn.read.equal(again.read) and not drawn.read.equal(other.read)
+    drawn_only = RolloutSettings(5, 4, sampler, greedy=False)
+    without = draw_rollouts(scores, prompt, 0.3, drawn_only, seed=1, draw=0)
+    assert without.read.shape == (9, 96) and without.token_masks.view(5, 16, 6).sum(-1).eq(2).all()
+    # The others are the draws they were; what makes up the number is one more draw.
+    tokens, frames = map(rows, (without.token_masks, without.frame_masks))
+    assert set(rows(drawn.token_masks[1:])) <= set(tokens)
+    assert set(rows(drawn.frame_masks[1:])) <= set(frames)
+    assert tuple(greedy.flatten().tolist()) not in tokens
     none = draw_rollouts(Scores(scores.token), prompt, 0.3, RolloutSettings(5, 0), seed=1, draw=0)
     assert none.frame_masks.shape == (0, 16) and none.read.shape == (5, 96)
     with pytest.raises(InvalidInputError, match="frame rollouts need frame scores"):
