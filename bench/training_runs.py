@@ -63,13 +63,16 @@ CHANGES: dict[str, dict[str, Any]] = {
     "ocss-no-greedy": {"cpo": {"rollouts": {"greedy": False}}},
     "multinomial-no-greedy": {"cpo": {"rollouts": {"sampler": "multinomial", "greedy": False}}},
     "uniform-no-greedy": {"cpo": {"rollouts": {"sampler": "uniform", "greedy": False}}},
-    "long-no-greedy": {
-        "cpo": {"rollouts": {"sampler": "multinomial", "greedy": False}},
+    "long-ocss": {
+        "cpo": {"rollouts": {"greedy": False}},
         "training": {"steps": 2.0},
         "data": {"scenes": 1200},
         "reward": {"cached_videos": 1200},
     },
     "ocss-uncapped": {"cpo": {"rollouts": {"max_subspace_prob": 0.9}}},
+    "ocss-uncapped-no-greedy": {
+        "cpo": {"rollouts": {"max_subspace_prob": 0.9, "greedy": False}},
+    },
     "ocss-keep-logit-0": {"cpo": {"keep_logit": 0.0}},
     "multinomial-keep-logit-0": {
         "cpo": {"keep_logit": 0.0, "rollouts": {"sampler": "multinomial"}},

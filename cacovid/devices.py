@@ -7,11 +7,12 @@ import torch
 from cacovid.errors import InvalidInputError
 
 
-def checked_device(device: torch.device | str) -> torch.device:
+def checked_device(device: torch.device | str, what: str = "device") -> torch.device:
     """The device of a name, without an index that was not given.
 
     Args:
         device: `"cpu"`, `"cuda"`, `"cuda:1"`, or the like.
+        what: How errors call the argument.
 
     Raises:
         InvalidInputError: for a name that torch does not know, or a device that is not there.
@@ -23,19 +24,19 @@ def checked_device(device: torch.device | str) -> torch.device:
         given = torch.device(device)
     except (RuntimeError, TypeError):
         raise InvalidInputError(
-            f"device is {device!r}; expected cpu, cuda, or a CUDA device by its index, such as "
+            f"{what} is {device!r}; expected cpu, cuda, or a CUDA device by its index, such as "
             f"cuda:0"
         ) from None
     if given.type == "cuda":
         count = torch.cuda.device_count()
         if count == 0 or not torch.cuda.is_available():
             raise InvalidInputError(
-                f"device is {str(device)!r}, but torch sees no CUDA device; expected cpu. "
+                f"{what} is {str(device)!r}, but torch sees no CUDA device; expected cpu. "
                 f"`cacovid doctor` says why"
             )
         if (given.index or 0) >= count:
             raise InvalidInputError(
-                f"device is {str(device)!r}; expected an index below {count}, the number of CUDA "
+                f"{what} is {str(device)!r}; expected an index below {count}, the number of CUDA "
                 f"devices"
             )
     elif given.type != "cpu":
@@ -43,7 +44,7 @@ def checked_device(device: torch.device | str) -> torch.device:
             torch.empty(0, device=given)
         except (RuntimeError, AssertionError, ImportError):
             raise InvalidInputError(
-                f"device is {str(device)!r}, which this torch cannot use; expected cpu or cuda"
+                f"{what} is {str(device)!r}, which this torch cannot use; expected cpu or cuda"
             ) from None
     return given
 

@@ -17,6 +17,7 @@ from cacovid._version import __version__
 from cacovid.benchmark.ceilings import Ceilings
 from cacovid.benchmark.run import Row
 from cacovid.errors import InvalidInputError
+from cacovid.files import written_whole
 
 #: Columns of the CSV file, before those of the environment.
 COLUMNS = (
@@ -146,13 +147,11 @@ def write_csv(
     was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.part")
-    with open(unfinished, "w", newline="") as file:
+    with written_whole(path) as part, open(part, "w", newline="") as file:
         writer = csv.DictWriter(file, [*COLUMNS, *ceilings, *vars(where)])
         writer.writeheader()
         for row in rows:
             writer.writerow({**ceilings, **vars(where), **row})
-    unfinished.replace(path)
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:

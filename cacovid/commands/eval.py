@@ -228,7 +228,6 @@ class Eval(QuestionsCommand):
 
     def _write(self, facts: dict[str, Any], folder: Path) -> None:
         from cacovid.evaluation.plots import draw_pareto
-        from cacovid.evaluation.records import write_text
         from cacovid.evaluation.results import (
             DETAILS,
             csv_text,
@@ -237,6 +236,7 @@ class Eval(QuestionsCommand):
             table,
             types_table,
         )
+        from cacovid.files import write_text
 
         rows, types = facts["results"], facts["types"]
         intervals = self._intervals(facts)

@@ -65,19 +65,12 @@ def check_policy(name: str) -> None:
 
 def check_device(name: str, option: str = "--device") -> None:
     """Raises UsageError for what is no device that models run on here."""
-    import torch
+    from cacovid.devices import checked_device
 
     try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"{option} is {name!r}; expected cpu, cuda or cuda:0") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"{option} is {name!r}; expected cpu, cuda or cuda:0")
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and count == 0:
-        raise UsageError(f"{option} is {name!r}, but torch sees no GPU; `cacovid doctor` says why")
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise UsageError(f"{option} is {name!r}, but there are only {count} GPUs, from 0")
+        checked_device(name, option)
+    except InvalidInputError as error:
+        raise UsageError(str(error)) from None
 
 
 def check_packages() -> None:

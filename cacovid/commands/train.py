@@ -40,7 +40,10 @@ class Train(Command):
 
     def run(self) -> None:
         """Trains, and prints the evaluation before and after."""
+        import json
+
         from cacovid.commands.loading import check_device, check_packages, quiet_libraries
+        from cacovid.files import write_text
         from cacovid.train.config import read_config
         from cacovid.train.run import prepare
 
@@ -75,7 +78,8 @@ class Train(Command):
             trainer = run.trainer(on_step=bar.step, on_warning=bar.note)
             first = trainer.resume() if self.resume else 0
             if trainer.is_main:
-                _write(output / "left_out.json", run.samples.listing())
+                output.mkdir(parents=True, exist_ok=True)
+                write_text(output / "left_out.json", json.dumps(run.samples.listing()) + "\n")
             before = _stored(output / "before.json") if first else None
             if before is None and trainer.is_main:
                 bar.note("evaluating greedy selection before training")
@@ -162,6 +166,10 @@ class Train(Command):
 
 
 def _evaluate(run: Any, path: Path) -> dict[str, Any] | None:
+    import json
+
+    from cacovid.files import write_text
+
     result = run.evaluate()
     if result is None:
         return None
@@ -170,18 +178,9 @@ def _evaluate(run: Any, path: Path) -> dict[str, Any] | None:
         "questions": len(result.marks),
         "unreadable": dict(result.unreadable),
     }
-    _write(path, facts)
-    return facts
-
-
-def _write(path: Path, facts: dict[str, Any]) -> None:
-    import json
-    import os
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(facts) + "\n")
-    os.replace(part, path)
+    write_text(path, json.dumps(facts) + "\n")
+    return facts
 
 
 def _stored(path: Path) -> dict[str, Any] | None:

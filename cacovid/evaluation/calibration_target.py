@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cacovid.errors import InvalidInputError
-from cacovid.evaluation.records import write_text
+from cacovid.files import write_text
 from cacovid.policies.storage import CONFIG, load_policy
 from cacovid.train.config import read_config
 from cacovid.train.video_r1 import read_utf8

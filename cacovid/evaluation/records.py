@@ -12,6 +12,7 @@ from typing import Any
 from cacovid.errors import InvalidInputError
 from cacovid.evaluation.answers import Reply
 from cacovid.evaluation.compare import Result
+from cacovid.files import write_text
 from cacovid.train.provenance import as_json, differences
 
 HEADER, RECORDS = "run.json", "records-*.jsonl"
@@ -72,13 +73,6 @@ class Records:
         """Appends a result, and hands it to the system."""
         with open(self._own, "a", encoding="utf-8") as file:
             file.write(json.dumps(_to_json(result), ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """A file, whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text)
-    os.replace(part, path)
 
 
 def _check_same(path: Path, header: Mapping[str, Any]) -> None:

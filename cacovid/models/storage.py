@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cacovid.errors import InvalidInputError, UnsupportedModelError
+from cacovid.files import written_whole
 
 _TOWER, _PUBLISHED = "vision_tower.", "vision_tower.vision_model."
 
@@ -43,9 +44,8 @@ def use_published_names(folder: str | PathLike[str]) -> int:
     renamed = {_published(name): weight for name, weight in weights.items()}
     changed = len(renamed.keys() - weights.keys())
     if changed:
-        part = path.with_suffix(".part")
-        save_file(renamed, part, metadata=metadata)
-        part.replace(path)
+        with written_whole(path) as part:
+            save_file(renamed, part, metadata=metadata)
     return changed
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -16,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cacovid.errors import InvalidInputError
+from cacovid.files import write_text, written_whole
 from cacovid.policies.base_model import check_base
 from cacovid.policies.config import PolicyConfig
 from cacovid.types import Prompt, Scores
@@ -94,8 +93,10 @@ class StoredPolicy(nn.Module, ModelHubMixin, library_name="cacovid", tags=["caco
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: value.detach().cpu().contiguous() for name, value in self._own_weights()}
         text = json.dumps({"policy_type": self.policy_type, **self.config.to_dict()}, indent=2)
-        _replace(folder / WEIGHTS, lambda path: save_file(weights, path))
-        _replace(folder / CONFIG, lambda path: path.write_text(text + "\n"))
+        with written_whole(folder / WEIGHTS) as part:
+            save_file(weights, part)
+            part.chmod(0o644)  # safetensors writes files for their owner alone
+        write_text(folder / CONFIG, text + "\n")
         if not push_to_hub:
             return None
         return str(self.push_to_hub(repo_id or folder.name, **push))
@@ -235,18 +236,6 @@ def _file(name: str | PathLike[str], file: str, hub: dict[str, Any]) -> Path:
             f"there is no policy directory {str(name)!r}, and {file} could not be had from the "
             f"Hub: {error}"
         ) from error
-
-
-def _replace(path: Path, write: Any) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
-        write(Path(temporary))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _few(names: list[str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from cacovid.errors import InvalidInputError
+from cacovid.files import write_text
 from cacovid.train.choices import letter_ids
 from cacovid.train.data import Samples, TrainingSample
 from cacovid.train.finite import FiniteLogits, check_answers
@@ -127,10 +128,8 @@ def filter_blind(
             f"all {len(dropped)} questions are answered rightly without their videos; this data "
             f"cannot teach a policy"
         )
-    temporary = output.with_name(output.name + ".tmp")
     listed = {"kept": kept, "dropped": dropped, **samples.listing()}
-    temporary.write_text(json.dumps(listed, indent=1) + "\n")
-    os.replace(temporary, output)
+    write_text(output, json.dumps(listed, indent=1) + "\n")
     part.unlink()
     return Filtered(kept, dropped)
 

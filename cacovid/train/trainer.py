@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,8 +22,10 @@ from cacovid.train.monitor import collapse, describe_scores
 from cacovid.train.objective import Objective
 from cacovid.train.packing import pack_prompts, split_scores
 from cacovid.train.provenance import digest, entries
+from cacovid.train.run_log import append_entry, cut_after
 from cacovid.train.settings import FREE_SETTINGS, TrainerSettings
 from cacovid.train.sharding import Lockstep, plain_launch
+from cacovid.train.unreadable import Unreadable
 from cacovid.types import Grid, Prompt, Scores
 
 #: Called after every step with its number and the log entry (None between entries).
@@ -96,13 +97,12 @@ class Trainer:
         self.on_step = on_step
         self.on_warning = on_warning or (lambda text: None)
         self.evaluate = evaluate
-        #: `(id, reason)` of samples whose videos could not be read, on all processes.
-        self.unreadable: list[tuple[str, str]] = []
         self.log: list[dict[str, float]] = []
         self._collapsed = False
         self._lockstep = lockstep
         on_cpu = next(policy.parameters()).device.type == "cpu"
         self._accelerator = _accelerator(trackers, self.folder, on_cpu)
+        self._unreadable = Unreadable(self.folder / "unreadable.json", self.is_main)
         groups = _parameter_groups(policy, settings, pretrained)
         self._optimizer = torch.optim.AdamW(
             groups, lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -134,6 +134,11 @@ class Trainer:
         """Number of this process."""
         return int(self._accelerator.process_index)
 
+    @property
+    def unreadable(self) -> list[tuple[str, str]]:
+        """`(id, reason)` of samples whose videos could not be read, on all processes."""
+        return self._unreadable.entries
+
     def catch_up(self) -> None:
         """Waits for the other processes' forwards of a sharded frozen model; all call it."""
         if self._lockstep is not None:
@@ -158,8 +163,8 @@ class Trainer:
         state = read_checkpoint(path, self.policy, self._provenance)
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
-        self.unreadable = [tuple(entry) for entry in state["unreadable"]]
-        _cut_log(self.folder / "log.jsonl", state["step"])
+        self._unreadable.entries = [tuple(entry) for entry in state["unreadable"]]
+        cut_after(self.folder / "log.jsonl", state["step"])
         return int(state["step"])
 
     def train(self, first: int = 0, last: int | None = None) -> None:
@@ -172,7 +177,7 @@ class Trainer:
         steps = self.settings.steps if last is None else min(last, self.settings.steps)
         metrics: list[dict[str, float]] = []
         self._start_trackers(first)
-        self._list_unreadable()
+        self._unreadable.add(())
         for step in range(first, steps):
             metrics += self._step(step)
             every = self.settings.evaluate_every
@@ -241,7 +246,9 @@ class Trainer:
         count = int(self._reduce(float(len(prepared))))
         if count < self._group:
             self._note_unreadable(failed)
-        self._stop_if_unreadable(step)
+        text = self._unreadable.too_many((step + 1) * self._group, self.settings.max_unreadable)
+        if text is not None:
+            raise TrainingError(text)
         progress = [
             self.objective.begin(p, self.settings.seed * 1_000_003 + place) for place, p in prepared
         ]
@@ -327,9 +334,7 @@ class Trainer:
             entry["stage"] = float(self.curriculum.stage_of(step - 1) + 1)
         self.log.append(entry)
         if self.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with open(self.folder / "log.jsonl", "a") as file:
-                file.write(json.dumps(entry) + "\n")
+            append_entry(self.folder / "log.jsonl", entry)
         self._accelerator.log({k: v for k, v in entry.items() if k != "step"}, step=step)
         return entry
 
@@ -344,28 +349,10 @@ class Trainer:
         from accelerate.utils import gather_object
 
         failed = gather_object(failed)
-        self.unreadable += failed
-        self._list_unreadable()
+        self._unreadable.add(failed)
         if self.is_main:
             for name, reason in failed:
                 self.on_warning(f"skipped {name}: {reason}")
-
-    def _list_unreadable(self) -> None:
-        if self.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({"unreadable": dict(self.unreadable)})
-            _write_whole(self.folder / "unreadable.json", text + "\n")
-
-    def _stop_if_unreadable(self, step: int) -> None:
-        seen = (step + 1) * self._group
-        failed = len(self.unreadable)
-        if seen >= 20 and failed > self.settings.max_unreadable * seen:
-            shown = "\n".join(f"  {name}: {reason}" for name, reason in self.unreadable[:50])
-            raise TrainingError(
-                f"{failed} of {seen} samples have unreadable videos, more than the share "
-                f"{self.settings.max_unreadable} that is allowed (max_unreadable); all are listed "
-                f"in {self.folder / 'unreadable.json'}:\n{shown}"
-            )
 
 
 def _accelerator(trackers: tuple[str, ...], folder: Path, on_cpu: bool) -> Any:
@@ -464,24 +451,3 @@ def _rate(update: int, total: int, settings: TrainerSettings) -> float:
     share = (update - warm) / max(1, total - warm)
     fall = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
     return settings.final_rate + (1 - settings.final_rate) * fall
-
-
-def _cut_log(path: Path, step: int) -> None:
-    """Drops entries after `step`, which the resumed run writes again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError):
-            continue  # a line cut off by a kill
-    _write_whole(path, "".join(line + "\n" for line in kept))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """The file is there whole, or as it was."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cacovid.errors import InvalidInputError
+from cacovid.files import written_whole
 from cacovid.video._optional import import_av
 
 #: Encoders whose quality is set by `crf`; others take their default unless `options` say more.
@@ -69,10 +69,7 @@ def write_video(
     if codec == "libx264":
         settings["mbtree"] = "0"  # with it the vector code gives another stream at each call
     settings.update(options or {})
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-", suffix=path.suffix)
-    os.close(handle)
-    part = Path(name)
-    try:
+    with written_whole(path) as part:
         try:
             with av.open(str(part), "w") as container:
                 rate = Fraction(fps).limit_denominator(1001)
@@ -92,13 +89,6 @@ def write_video(
                 f"written with codec {codec!r} as {layout}: {error}; choose another codec, "
                 f"pixel_format or file suffix"
             ) from error
-        # mkstemp makes files that nobody else may read; a video gets the usual rights.
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cacovid.errors import InvalidInputError, MissingDependencyError
+from cacovid.files import written_whole
 from cacovid.types import Grid, Scores, Selection
 
 SUFFIXES = (".png", ".mp4")
@@ -94,29 +95,12 @@ def write_overlay(
         from cacovid.viz.sheet import draw_sheet
 
         sheet = draw_sheet(subject)
-        _replace(path, lambda part: sheet.save(part, format="PNG", optimize=True))
+        with written_whole(path) as part:
+            sheet.save(part, format="PNG", optimize=True)
     else:
         from cacovid.video.write import write_video
         from cacovid.viz.clip import clip_fps, clip_frames
 
         clip = np.stack(list(clip_frames(subject)))
-        _replace(path, lambda part: write_video(part, clip, fps=clip_fps(len(frames))))
+        write_video(path, clip, fps=clip_fps(len(frames)))
     return path
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes beside `path` and moves the complete file into place."""
-    handle, name = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.stem[:40]}-", suffix=path.suffix
-    )
-    os.close(handle)
-    part = Path(name)
-    try:
-        write(part)
-        # mkstemp makes files that nobody else may read; a picture gets the usual rights.
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -205,6 +205,7 @@ def test_rollouts(sampler):
         torch.tensor([97]), Grid([(16, 2, 3)]),
     )  # fmt: skip
     scores = Scores(torch.randn(96, generator=generator) * 3, torch.randn(16, generator=generator))
+
     def rows(masks):
         return [tuple(row) for row in masks.tolist()]
 

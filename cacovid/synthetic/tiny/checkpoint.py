@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from cacovid.files import written_whole
 
 
 def save_checkpoint(
@@ -22,9 +23,8 @@ def save_checkpoint(
     state.update({name: module.state_dict() for name, module in modules.items()})
     if optimizer is not None:
         state["optimizer"] = optimizer.state_dict()
-    temporary = path.with_name(path.name + ".part")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    with written_whole(path) as part:
+        torch.save(state, part)
 
 
 def load_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: Any = None) -> int:

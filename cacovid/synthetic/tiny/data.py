@@ -6,7 +6,6 @@ Clips go through H.264 before they are stored, as every clip that the model meet
 from __future__ import annotations
 
 import io
-import os
 import pickle
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cacovid.files import written_whole
 from cacovid.synthetic import world
 from cacovid.synthetic.questions import Fact, offered_facts
 from cacovid.synthetic.scene import Scene, make_scene
@@ -115,15 +115,10 @@ def _make_shard(folder: str, split: str, seed: int, shard: int) -> None:
         scene = make_scene(split, seed, index)
         frames.append(through_h264(scene.rendering.frames))
         clips.append(describe(scene))
-    _write_then_rename(path.with_suffix(".npy"), lambda f: np.save(f, np.stack(frames)))
-    _write_then_rename(path.with_suffix(".pkl"), lambda f: pickle.dump(clips, f))
-
-
-def _write_then_rename(path: Path, write: object) -> None:
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
-        write(file)  # type: ignore[operator]
-    os.replace(temporary, path)
+    with written_whole(path.with_suffix(".npy")) as part:
+        np.save(part, np.stack(frames))
+    with written_whole(path.with_suffix(".pkl")) as part:
+        part.write_bytes(pickle.dumps(clips))
 
 
 def make_clips(folder: Path, split: str, count: int, seed: int = 0, workers: int = 2) -> None:

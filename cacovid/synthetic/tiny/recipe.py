@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cacovid.files import written_whole
 from cacovid.synthetic.tiny.checkpoint import load_checkpoint
 from cacovid.synthetic.tiny.curriculum import LanguageRecipe
 from cacovid.synthetic.tiny.data import load_clips, make_clips
@@ -86,9 +87,8 @@ def _cached_features(path: Path, model: Any, frames: Any, count: int) -> Tensor:
     if path.exists():
         return torch.load(path, weights_only=True)
     features = compute_features(model, frames, count)
-    temporary = path.with_name(path.name + ".part")
-    torch.save(features, temporary)
-    temporary.replace(path)
+    with written_whole(path) as part:
+        torch.save(features, part)
     return features
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cacovid.files import write_text
 from cacovid.synthetic import world
 from cacovid.synthetic.questions import QUESTION_TYPES
 from cacovid.synthetic.tiny import evaluate
@@ -155,6 +155,4 @@ def _table(table: Table) -> list[str]:
 def write_page(path: Path, text: str) -> None:
     """Writes the page whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, text)

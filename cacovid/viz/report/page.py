@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from cacovid.errors import InvalidInputError, MissingDependencyError
+from cacovid.files import write_text
 from cacovid.viz import colours
 
 #: Frames are stored no wider than this.
@@ -127,13 +128,7 @@ def write_report(path: str | os.PathLike[str], report: Report) -> Path:
         MissingDependencyError: if Pillow is not installed.
     """
     path = check_report_path(path)
-    text = render(report)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_text(path, render(report))
     return path
 
 
