@@ -9,7 +9,8 @@
 # names the interpreter that has torch. With OUT set, everything goes there, in a handful of files:
 # the figures, the log of all steps, the tuned launch configuration, the page of the samplers'
 # parity, the prefill's figures, an archive of pictures. Without it figures, pages and pictures go
-# to bench/results, the configuration to kernels/configs, the log to build/device.
+# to bench/results, the configuration to kernels/configs, the log to build/device; a rehearsal's
+# all to build/device/rehearsal.
 #
 # Steps stand in the order of their worth: build, tests, parity, the figures that have targets,
 # tuning and what it changes, the prefill, examples, all other figures. Each has a limit of its own,
@@ -37,6 +38,7 @@ done
 python=${PYTHON:-python3}
 work=$PWD/build/device
 site=$work/site
+[ "$mode" != rehearse ] || OUT=${OUT:-$work/rehearsal}
 out=${OUT:-bench/results}
 tuned=${OUT:-kernels/configs}
 failed=() missing=()

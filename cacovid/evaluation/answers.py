@@ -12,6 +12,7 @@ from torch import Tensor
 from cacovid.methods import LayerHook
 from cacovid.models import deepstack
 from cacovid.models.base import EmbeddedInputs
+from cacovid.models.finite import FiniteLogits, check_answers
 from cacovid.models.generation import fixed_settings
 from cacovid.models.inside import running
 from cacovid.models.registry import adapter_for
@@ -20,7 +21,6 @@ from cacovid.train.choices import letter_ids
 from cacovid.train.data import TrainingSample
 from cacovid.train.decoding import decode_greedily
 from cacovid.train.encoding import PreparedSample
-from cacovid.train.finite import FiniteLogits, check_answers
 from cacovid.train.marking import extract_answer, mark
 from cacovid.train.packing import PaddedRows, pad_packed
 from cacovid.types import Selection
@@ -143,7 +143,7 @@ class Answerer:
                 max_new_tokens=1 if by_letters else self._longest(sample),
                 return_dict_in_generate=True, output_logits=by_letters, logits_processor=[finite],
             )  # fmt: skip
-        check_answers(finite.broken(), [sample.id], self.model)
+        check_answers(finite.broken(), [f"sample {sample.id!r}"], self.model)
         if by_letters:
             return self._likeliest(request, out.logits[0][0].float().cpu())
         new = out.sequences[0, inputs["input_ids"].shape[1] :]
@@ -165,7 +165,7 @@ class Answerer:
         """The letter that logits `[vocabulary]` on the host speak for."""
         sample = request.prepared.sample
         own = logits[letter_ids(self.tokenizer, sample.letters)]
-        check_answers([not bool(own.isfinite().all())], [sample.id], self.model)
+        check_answers([not bool(own.isfinite().all())], [f"sample {sample.id!r}"], self.model)
         return sample.letters[int(own.argmax())]
 
     def _generate(self, asked: Sequence[Request], rows: PaddedRows) -> list[str]:

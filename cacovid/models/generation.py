@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cacovid.errors import UnsupportedModelError
+from cacovid.models.finite import FiniteLogits, check_answers
 from cacovid.models.timing import StageClock
 
 #: Stages of `generate`: up to the first token, and from there.
@@ -130,18 +131,22 @@ def generate_timed(
 
     Returns:
         The answer's text, without special tokens and space around it.
+
+    Raises:
+        InvalidInputError: for logits that are NaN or infinite.
     """
-    first = _FirstToken(clock)
+    first, finite = _FirstToken(clock), FiniteLogits()
     clock.announce(PREFILL)
     begin = clock.now()
     out = model.generate(
         **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
-        stopping_criteria=[first],
+        stopping_criteria=[first], logits_processor=[finite],
     )  # fmt: skip
     end = clock.now()
     prefilled = first.seconds if first.seconds is not None else end
     clock.add(PREFILL, prefilled - begin)
     clock.add(DECODE, end - prefilled)
+    check_answers(finite.broken(), ["this question"], model)
     new = out[0, inputs["input_ids"].shape[1] :]
     return tokenizer.decode(new, skip_special_tokens=True).strip()
 

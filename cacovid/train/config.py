@@ -142,6 +142,7 @@ class EvaluationSection:
         file: As in `data`; None: the embedded task's validation scenes.
         video_root: As in `data`.
         seed: Of the embedded task's scenes.
+        max_skipped: As in `data`.
     """
 
     questions: int = 200
@@ -149,10 +150,12 @@ class EvaluationSection:
     file: str | None = None
     video_root: str | None = None
     seed: int = 0
+    max_skipped: float = 0.5
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "questions", section="evaluation.")
         check_share(self, "retention", section="evaluation.")
+        check_share(self, "max_skipped", section="evaluation.", zero=True)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from cacovid.models import deepstack
-from cacovid.train.finite import FiniteLogits, check_answers
+from cacovid.models.finite import FiniteLogits, check_answers
 from cacovid.train.packing import PaddedRows
 
 
@@ -49,5 +49,5 @@ def decode_greedily(
         )
     answers: list[str] = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
     names = [str(number) for number in range(len(ids))] if samples is None else samples
-    check_answers(finite.broken(), names, model)
+    check_answers(finite.broken(), [f"sample {name!r}" for name in names], model)
     return answers

@@ -13,9 +13,9 @@ import torch
 
 from cacovid.errors import InvalidInputError
 from cacovid.files import write_text
+from cacovid.models.finite import FiniteLogits, check_answers
 from cacovid.train.choices import letter_ids
 from cacovid.train.data import Samples, TrainingSample
-from cacovid.train.finite import FiniteLogits, check_answers
 from cacovid.train.marking import mark
 from cacovid.train.provenance import as_json, differences, digest
 from cacovid.train.wording import word_problem
@@ -45,7 +45,7 @@ class BlindReader:
         Raises:
             InvalidInputError: for logits that are NaN or infinite.
         """
-        tokenizer = self.processor.tokenizer
+        tokenizer, name = self.processor.tokenizer, f"sample {sample.id!r}"
         content = [{"type": "text", "text": word_problem(sample)}]
         prompt = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
@@ -56,13 +56,13 @@ class BlindReader:
             ids = letter_ids(tokenizer, sample.letters)
             logits = self.model(**inputs, logits_to_keep=1, use_cache=False).logits[0, -1, ids]
             logits = logits.float().cpu()
-            check_answers([not bool(logits.isfinite().all())], [sample.id], self.model)
+            check_answers([not bool(logits.isfinite().all())], [name], self.model)
             return float(sample.letters[int(logits.argmax())] == sample.solution)
         finite = FiniteLogits()
         out = self.model.generate(
             **inputs, max_new_tokens=self.max_new_tokens, do_sample=False, logits_processor=[finite]
         )
-        check_answers(finite.broken(), [sample.id], self.model)
+        check_answers(finite.broken(), [name], self.model)
         text = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return mark(text, sample.solution, sample.problem_type)
 

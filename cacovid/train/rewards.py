@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from cacovid import ops
 from cacovid.errors import InvalidInputError
 from cacovid.models import deepstack
+from cacovid.models.finite import check_answers
 from cacovid.train.choices import letter_ids
 from cacovid.train.data import TrainingSample
 from cacovid.train.decoding import decode_greedily
 from cacovid.train.encoding import PreparedSample, SampleEncoder
-from cacovid.train.finite import check_answers
 from cacovid.train.marking import extract_answer, mark
 from cacovid.train.packing import pad_rows
 from cacovid.types import Prompt
@@ -190,7 +190,7 @@ class LocalReward:
         second = second.cpu()
         broken = second.isnan()
         if bool(broken.any()):
-            sample = prepared.sample.id
+            sample = f"sample {prepared.sample.id!r}"
             check_answers(broken.tolist(), [sample] * len(broken), self.model)
         return first, second
 

@@ -305,7 +305,7 @@ def read_held_out(section: EvaluationSection) -> Samples:
     if not section.questions:
         return Samples(())
     if section.file is not None:
-        samples = read_video_r1(section.file, section.video_root)
+        samples = read_video_r1(section.file, section.video_root, max_skipped=section.max_skipped)
     else:
         scenes = -(-section.questions // 5)
         samples = embedded_samples("validation", section.seed, scenes, 5)

@@ -41,6 +41,17 @@ def test_a_dry_run_tells_the_steps_and_what_is_missing(tmp_path):
     assert list(tmp_path.iterdir()) == []  # nothing was done
 
 
+def test_a_rehearsal_leaves_the_results_alone():
+    # The script up to its first step: what it says of places, nothing built.
+    script = f"set -- --rehearse; exec 2>&1; source <(sed '/^mkdir -p/,$d' {SCRIPT}); echo =$out="
+    done = subprocess.run(
+        ["bash", "-c", script, str(SCRIPT)],
+        capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "PYTHON": sys.executable, "OUT": ""},
+    )  # fmt: skip
+    assert "build/device/rehearsal=" in done.stdout, done.stdout + done.stderr
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_device_nothing_is_measured(tmp_path):
     done = run(OUT=str(tmp_path))

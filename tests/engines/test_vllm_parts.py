@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -291,6 +292,12 @@ def test_the_policy_beside_the_model_serves_unless_another_is_named(stored):
     assert isinstance(beside.load(WIDTH).policy, CrossAttentionPolicy)
     with pytest.raises(WrongBaseModelError, match="64"):
         beside.load(64)
+    config = json.loads((stored / "policy" / "config.json").read_text())
+    config["base_model"] = "owner/first"
+    (stored / "policy" / "config.json").write_text(json.dumps(config))
+    assert beside.load(WIDTH, "owner/first").policy.config.base_model == "owner/first"
+    with pytest.raises(WrongBaseModelError, match="owner/second"):
+        beside.load(WIDTH, "owner/second")
     named = PluginSettings.of(SimpleNamespace(cacovid={"policy": "uniform"}), "nowhere")
     assert named.reads() == Reading(False, False) and named.load(WIDTH).name == "uniform"
 

@@ -161,6 +161,14 @@ def test_overlay(qa, lab, tmp_path, ending):
     assert path.stat().st_size > 500
 
 
+def test_logits_that_are_no_numbers_are_no_answer(folder, lab):
+    broken = VideoQA.from_pretrained(folder, device="cpu")
+    with torch.no_grad():
+        broken.model.get_output_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(InvalidInputError, match="logits for this question are NaN"):
+        broken.ask(lab.clip(1, 4), QUESTION)
+
+
 def test_wrong_questions(qa, lab):
     clip = lab.clip(1)
     for arguments, message in (

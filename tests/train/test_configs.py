@@ -65,6 +65,7 @@ def test_roles_are_exchanged_of_a_layer_only(other):
         ("data.max_frames", 0, "data.max_frames is 0; expected at least 1"),
         ("data.fps", 0, "data.fps is 0.0; expected more than 0"),
         ("data.max_skipped", 2, "data.max_skipped is 2.0; expected a number in [0, 1]"),
+        ("evaluation.max_skipped", -1, "evaluation.max_skipped is -1.0; expected a number in"),
         ("stages", [{"steps": 0}], "stages: steps is 0; expected at least 1"),
         ("imitation.updates", 0, "imitation.updates is 0; expected at least 1"),
         ("imitation.layer", -1, "imitation.layer is -1; expected at least 0"),

@@ -93,20 +93,23 @@ class PluginSettings:
         kind = policy_class(self.policy)
         return Reading(kind.question_aware, kind.reads_prompt)
 
-    def load(self, hidden_size: int) -> Method:
+    def load(self, hidden_size: int, base_model: str | None = None) -> Method:
         """The policy or method, on the CPU, a policy in float32.
 
         Args:
             hidden_size: `D` of the language model.
+            base_model: The model's Hub id or folder; None: it is judged by its hidden size alone.
 
         Raises:
             InvalidInputError: as `reads`, and for files that are damaged.
-            WrongBaseModelError: for a policy of another hidden size.
+            WrongBaseModelError: for a policy of another model.
             UnsupportedModelError: for a method that cannot run in the engine.
         """
         if self.names_method:
             return self._method()
-        return PolicyMethod(load_policy(self.policy, hidden_size=hidden_size))
+        return PolicyMethod(
+            load_policy(self.policy, base_model=base_model, hidden_size=hidden_size)
+        )
 
     def _method(self) -> Method:
         if methods.registry.needs_model(self.policy):

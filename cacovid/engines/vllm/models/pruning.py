@@ -33,7 +33,7 @@ class PruningModel(Base):
 
         Raises:
             InvalidInputError: for settings that cannot be, see `PluginSettings`.
-            WrongBaseModelError: for a policy of another hidden size.
+            WrongBaseModelError: for a policy of another model.
         """
         model_config = vllm_config.model_config
         default_retention(model_config.get_multimodal_config())
@@ -41,7 +41,7 @@ class PruningModel(Base):
         settings = PluginSettings.of(config, model_config.model)
         width = config.get_text_config().hidden_size
         with _plain_tensors():
-            method = settings.load(width)
+            method = settings.load(width, model_config.model)
         self._pruner = VideoPruner(method, settings.seed)
         self._features = FeatureCache(int(settings.feature_cache_gb * 2**30))
 

@@ -11,22 +11,22 @@ from torch import Tensor
 from cacovid.errors import InvalidInputError
 
 
-def check_answers(broken: Sequence[bool], samples: Sequence[str], model: Any) -> None:
+def check_answers(broken: Sequence[bool], prompts: Sequence[str], model: Any) -> None:
     """Refuses logits of which nothing can be chosen.
 
     Args:
         broken: Whether each prompt's logits hold NaN or infinity; on the host.
-        samples: Id of each prompt's sample.
+        prompts: How errors call each prompt, e.g. `"sample '7'"`.
         model: Whose logits they are, for its precision.
 
     Raises:
-        InvalidInputError: naming the first sample, the likely causes, and what to do.
+        InvalidInputError: naming the first such prompt, the likely causes, and what to do.
     """
-    for sample, no_answer in zip(samples, broken, strict=True):
+    for prompt, no_answer in zip(prompts, broken, strict=True):
         if no_answer:
             precision = str(getattr(model, "dtype", "unknown")).removeprefix("torch.")
             raise InvalidInputError(
-                f"the model's logits for sample {sample!r} are NaN or infinite, so it has no "
+                f"the model's logits for {prompt} are NaN or infinite, so it has no "
                 f"answer. Usual causes: float16, which overflows in models made for bfloat16, and "
                 f"weights that are damaged or missing. The model runs in {precision}: give dtype "
                 f"bfloat16 or float32, or look at the model's files"
