@@ -66,10 +66,11 @@ ANSWERS = ROOT / "runs" / "answers"
 
 #: Rows of the tables on test scenes; `variants` compares all runs on validation scenes.
 SHOWN = (
-    "long", "multinomial", "ocss", "uniform-rollouts", "imitation", "self", "self-as-published",
+    "long", "long-ocss", "multinomial", "multinomial-no-greedy", "ocss", "ocss-no-greedy",
+    "uniform-rollouts", "uniform-no-greedy", "imitation", "self", "self-as-published",
 )  # fmt: skip
 #: Of those, what is asked at every retention; the others at `--others-retention`.
-WHOLE = ("long", "self", "self-as-published")
+WHOLE = ("long", "long-ocss", "self", "self-as-published")
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 METHODS = (
     "score", "random", "uniform", "attention:0:last", "attention:0:question", "attention:2:last",
@@ -350,7 +351,8 @@ def _page(facts: dict[str, Any], args: argparse.Namespace) -> str:
         f"all question types, model in bfloat16, with half of the 95% interval (bootstrap over "
         f"questions); for several training seeds the mean, and the least and greatest seed. "
         f"*ocss*, *multinomial*, *uniform-rollouts*: how the combinations of the training were "
-        f"drawn, 600 steps; *long*: multinomial, 1,200 steps, stored as the default; *imitation*: "
+        f"drawn, the first of them greedy, 600 steps; *no-greedy*: all of them drawn; *long*: "
+        f"multinomial, *long-ocss*: OCSS without the greedy one, 1,200 steps; *imitation*: "
         f"the same network, taught the attention of all question tokens in the third layer; "
         f"*self*: `SelfAttentionPolicy` that starts with exchanged roles, multinomial, 600 steps; "
         f"*self-as-published*: as the layer stands, OCSS without `keep_logit`, 300 steps. All "

@@ -115,15 +115,33 @@ CACOVID_INLINE Lanes either(IntLanes wish, Lanes yes, Lanes no) {
 // The larger in each lane; where one is NaN, `b`.
 CACOVID_INLINE Lanes larger(Lanes a, Lanes b) { return either(a > b, a, b); }
 
-// The largest lane; where some are NaN, any.
-CACOVID_INLINE float largest_of(Lanes x) {
-  float lanes[kLanes];
-  store(lanes, x);
-  const Quarter a = quarter(lanes, 0), b = quarter(lanes, 1);
-  const Quarter c = quarter(lanes, 2), d = quarter(lanes, 3);
-  const Quarter ab = a > b ? a : b, cd = c > d ? c : d, all = ab > cd ? ab : cd;
-  const float even = all[0] > all[2] ? all[0] : all[2], odd = all[1] > all[3] ? all[1] : all[3];
-  return even > odd ? even : odd;
+// Exchanges, of two rows that are kWidth apart, the lanes that stand on the wrong side.
+template <int kWidth>
+CACOVID_INLINE void exchange(Lanes& upper, Lanes& lower) {
+  IntLanes first, second;
+  for (int i = 0; i < kLanes; ++i) {
+    const bool right = (i & kWidth) != 0;
+    first[i] = right ? static_cast<int>(kLanes) + i - kWidth : i;
+    second[i] = right ? static_cast<int>(kLanes) + i : i + kWidth;
+  }
+  const Lanes kept = upper;
+  upper = __builtin_shuffle(kept, lower, first);
+  lower = __builtin_shuffle(kept, lower, second);
+}
+
+template <int kWidth>
+CACOVID_INLINE void exchange_all(Lanes (&rows)[kLanes]) {
+  for (int i = 0; i < kLanes; ++i) {
+    if ((i & kWidth) == 0) exchange<kWidth>(rows[i], rows[i + kWidth]);
+  }
+}
+
+// Lane j of row i becomes lane i of row j.
+CACOVID_INLINE void transpose(Lanes (&rows)[kLanes]) {
+  exchange_all<8>(rows);
+  exchange_all<4>(rows);
+  exchange_all<2>(rows);
+  exchange_all<1>(rows);
 }
 
 // exp(x) of x <= 0, to about one unit in the last place; NaN stays NaN.

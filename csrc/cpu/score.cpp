@@ -1,11 +1,14 @@
-// torch.ops.cacovid.score on the CPU: oneDNN multiplies a block of rows, everything else is done
-// while the block is in cache.
+// torch.ops.cacovid.score on the CPU: a block of rows is multiplied, bfloat16 by oneDNN, everything
+// else is done while the block is in cache.
 #include <array>
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include "../common/score_plan.h"
+#include "float_product.h"
 #include "lanes.h"
+#include "one_thread.h"
 
 namespace cacovid {
 namespace {
@@ -17,7 +20,7 @@ constexpr int64_t kMinRows = 32;
 constexpr int64_t kMaxRows = 512;
 constexpr int64_t kRowsPerSum = 64;  // of a frame's mean: sums of sums err less
 // Rows that read the values together: what is loaded once serves both.
-constexpr int64_t kRowsTogether = 2;
+constexpr int64_t kRowsTogether = 4;
 
 // A head's weights, padded with zeros to whole lanes.
 struct HeadTables {
@@ -53,7 +56,9 @@ struct FoldTables {
   std::vector<float> values;  // [slots, pad of P]
   HeadTables token;
   HeadTables frame;
-  Tensor columns;  // [D, C], of the product's dtype
+  int64_t columns;                    // C
+  std::optional<FloatPanels> panels;  // of a product in float32
+  std::optional<Tensor> matrix;       // [D, C], of a product in bfloat16
 };
 
 Tensor view_of(const void* data, int64_t rows, int64_t columns, ScalarType dtype) {
@@ -111,70 +116,91 @@ CACOVID_INLINE void widen_body(const Element* from, int64_t count, float* to) {
   for (; i < count; ++i) to[i] = element(from + i);
 }
 
-// Softmax over the slots of one head, in place: logits [count] of `row`, padded to whole lanes.
-CACOVID_INLINE void softmax_body(float* row, int64_t count) {
-  const int64_t pad = padded(count);
-  for (int64_t i = count; i < pad; ++i) row[i] = row[0];
-  Lanes most = load(row);
-  for (int64_t i = kLanes; i < pad; i += kLanes) most = larger(load(row + i), most);
-  const float best = largest_of(most);
-  for (int64_t i = count; i < pad; ++i) row[i] = best - 100.0f;  // adds nothing to a sum of >= 1
-  Lanes sums = {};
-  for (int64_t i = 0; i < pad; i += kLanes) {
-    const Lanes e = exp_of_negative(load(row + i) - best);
-    store(row + i, e);
-    sums += e;
-  }
-  const Lanes scale = splat(1.0f / sum_of(sums));
-  for (int64_t i = 0; i < pad; i += kLanes) store(row + i, load(row + i) * scale);
-}
-
 struct RowSizes {
-  int64_t columns;   // C
+  int64_t stride;    // between the columns of two rows
   int64_t slots;     // H*Q
   int64_t heads;     // H
   int64_t features;  // P
   bool inter_frame;
 };
 
-// What a row of columns, times its factor, gives before the values are mixed.
+// Columns of the slots of kLanes rows, times their factors: to[s] holds all rows' column s.
 //
-// z: [C]. attention: the softmax of each head, each padded to whole lanes. u, difference: [pad of
-// P]. scratch: C and one lane more.
+// z: rows of columns, the first `count` of them there; the others are taken as the first.
 template <class Element>
-CACOVID_INLINE void attention_body(const Element* z, float factor, const RowSizes& sizes,
-                                   float* attention, float* u, float* difference, float* scratch) {
-  const int64_t pad = padded(sizes.features), each = sizes.slots / sizes.heads;
-  int64_t c = 0;
-  for (; c + kLanes <= sizes.columns; c += kLanes) store(scratch + c, load(z + c) * factor);
-  for (; c < sizes.columns; ++c) scratch[c] = element(z + c) * factor;
-  for (int64_t h = 0; h < sizes.heads; ++h) {
-    float* mine = attention + h * padded(each);
-    std::memcpy(mine, scratch + h * each, each * sizeof(float));
-    softmax_body(mine, each);
+CACOVID_INLINE void logits_body(const Element* z, const float* factors, int64_t count,
+                                const RowSizes& sizes, float* to) {
+  const Element* rows[kLanes];
+  float scales[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) {
+    const int64_t row = i < count ? i : 0;
+    rows[i] = z + row * sizes.stride;
+    scales[i] = factors[row];
   }
-  std::memcpy(u, scratch + sizes.slots, sizes.features * sizeof(float));
-  std::memset(u + sizes.features, 0, (pad - sizes.features) * sizeof(float));
-  if (sizes.inter_frame) {
-    std::memcpy(difference, scratch + sizes.slots + sizes.features, sizes.features * sizeof(float));
-    std::memset(difference + sizes.features, 0, (pad - sizes.features) * sizeof(float));
+  const Lanes scale = load(scales);
+  for (int64_t s = 0; s < sizes.slots; s += kLanes) {
+    const int64_t many = sizes.slots - s < kLanes ? sizes.slots - s : kLanes;
+    Lanes tile[kLanes];
+    if (many == kLanes) {
+      for (int64_t i = 0; i < kLanes; ++i) tile[i] = load(rows[i] + s);
+    } else {
+      for (int64_t i = 0; i < kLanes; ++i) {
+        Element rest[kLanes] = {};
+        std::memcpy(rest, rows[i] + s, many * sizeof(Element));
+        tile[i] = load(rest);
+      }
+    }
+    transpose(tile);
+    for (int64_t j = 0; j < many; ++j) store(to + (s + j) * kLanes, tile[j] * scale);
   }
 }
 
-// Adds the values to kTogether rows of u, kMany lanes of each, by their attention.
+// Softmax over the slots of one head, in place, of kLanes rows: row i's logits are lane i.
+CACOVID_INLINE void softmax_body(float* logits, int64_t count) {
+  Lanes best = load(logits);
+  for (int64_t s = 1; s < count; ++s) best = larger(load(logits + s * kLanes), best);
+  Lanes sums[2] = {};
+  int64_t s = 0;
+  for (; s + 2 <= count; s += 2) {
+    for (int64_t j = 0; j < 2; ++j) {
+      const Lanes e = exp_of_negative(load(logits + (s + j) * kLanes) - best);
+      store(logits + (s + j) * kLanes, e);
+      sums[j] += e;
+    }
+  }
+  if (s < count) {
+    const Lanes e = exp_of_negative(load(logits + s * kLanes) - best);
+    store(logits + s * kLanes, e);
+    sums[0] += e;
+  }
+  const Lanes scale = 1.0f / (sums[0] + sums[1]);
+  for (s = 0; s < count; ++s) store(logits + s * kLanes, load(logits + s * kLanes) * scale);
+}
+
+// `count` columns of a row, times its factor, padded with zeros to whole lanes.
+template <class Element>
+CACOVID_INLINE void scaled_body(const Element* z, float factor, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, load(z + i) * factor);
+  if (i < count) {
+    Element rest[kLanes] = {};
+    std::memcpy(rest, z + i, (count - i) * sizeof(Element));
+    store(to + i, load(rest) * factor);
+  }
+}
+
+// Adds the values to kTogether rows of u, kMany lanes of each, by their attention: [slots, kLanes].
 template <int kTogether, int kMany>
-CACOVID_INLINE void mix_lanes(const float* values, const float* attention, int64_t apart,
-                              const RowSizes& sizes, float* u) {
-  const int64_t pad = padded(sizes.features), each = sizes.slots / sizes.heads;
+CACOVID_INLINE void mix_lanes(const float* values, const float* attention, const RowSizes& sizes,
+                              float* u) {
+  const int64_t pad = padded(sizes.features);
   Lanes sums[kTogether][kMany] = {};
-  for (int64_t h = 0; h < sizes.heads; ++h) {
-    for (int64_t s = 0; s < each; ++s) {
-      const float* value = values + (h * each + s) * pad;
-      const float* weight = attention + h * padded(each) + s;
-      for (int j = 0; j < kMany; ++j) {
-        const Lanes x = load(value + j * kLanes);
-        for (int i = 0; i < kTogether; ++i) sums[i][j] += x * weight[i * apart];
-      }
+  for (int64_t s = 0; s < sizes.slots; ++s) {
+    const float* value = values + s * pad;
+    const float* weight = attention + s * kLanes;
+    for (int j = 0; j < kMany; ++j) {
+      const Lanes x = load(value + j * kLanes);
+      for (int i = 0; i < kTogether; ++i) sums[i][j] += x * weight[i];
     }
   }
   for (int i = 0; i < kTogether; ++i) {
@@ -186,77 +212,91 @@ CACOVID_INLINE void mix_lanes(const float* values, const float* attention, int64
 }
 
 template <int kTogether>
-CACOVID_INLINE void mix_body(const float* values, const float* attention, int64_t apart,
-                             const RowSizes& sizes, float* u) {
+CACOVID_INLINE void mix_body(const float* values, const float* attention, const RowSizes& sizes,
+                             float* u) {
   const int64_t pad = padded(sizes.features);
   int64_t p = 0;
   for (; p + 4 * kLanes <= pad; p += 4 * kLanes) {
-    mix_lanes<kTogether, 4>(values + p, attention, apart, sizes, u + p);
+    mix_lanes<kTogether, 4>(values + p, attention, sizes, u + p);
   }
   for (; p < pad; p += kLanes) {
-    mix_lanes<kTogether, 1>(values + p, attention, apart, sizes, u + p);
+    mix_lanes<kTogether, 1>(values + p, attention, sizes, u + p);
   }
 }
 
 // Features of rows from their columns.
 //
-// z: [count, C]. u, difference: [count, pad of P]. scratch: see feature_scratch.
+// z: [count, stride]. u, difference: [count, pad of P]. scratch: see feature_scratch.
 template <class Element>
 CACOVID_INLINE void features_body(const Element* z, const float* factors, int64_t count,
                                   const RowSizes& sizes, const float* values, float* u,
                                   float* difference, float* scratch) {
-  const int64_t pad = padded(sizes.features);
-  const int64_t apart = sizes.heads * padded(sizes.slots / sizes.heads);
-  float* attention = scratch + padded(sizes.columns) + kLanes;
-  for (int64_t i = 0; i < count; i += kRowsTogether) {
-    const int64_t many = count - i < kRowsTogether ? count - i : kRowsTogether;
-    for (int64_t j = 0; j < many; ++j) {
-      const int64_t row = i + j;
-      attention_body(z + row * sizes.columns, factors[row], sizes, attention + j * apart,
-                     u + row * pad, difference == nullptr ? nullptr : difference + row * pad,
-                     scratch);
-    }
-    if (many == kRowsTogether) {
-      mix_body<kRowsTogether>(values, attention, apart, sizes, u + i * pad);
-    } else {
-      for (int64_t j = 0; j < many; ++j) {
-        mix_body<1>(values, attention + j * apart, apart, sizes, u + (i + j) * pad);
+  const int64_t pad = padded(sizes.features), each = sizes.slots / sizes.heads;
+  for (int64_t begin = 0; begin < count; begin += kLanes) {
+    const int64_t many = count - begin < kLanes ? count - begin : kLanes;
+    const Element* rows = z + begin * sizes.stride;
+    logits_body(rows, factors + begin, many, sizes, scratch);
+    for (int64_t h = 0; h < sizes.heads; ++h) softmax_body(scratch + h * each * kLanes, each);
+    for (int64_t i = 0; i < many; ++i) {
+      const Element* row = rows + i * sizes.stride + sizes.slots;
+      const float factor = factors[begin + i];
+      scaled_body(row, factor, sizes.features, u + (begin + i) * pad);
+      if (sizes.inter_frame) {
+        scaled_body(row + sizes.features, factor, sizes.features, difference + (begin + i) * pad);
       }
     }
+    int64_t i = 0;
+    for (; i + kRowsTogether <= many; i += kRowsTogether) {
+      mix_body<kRowsTogether>(values, scratch + i, sizes, u + (begin + i) * pad);
+    }
+    for (; i < many; ++i) mix_body<1>(values, scratch + i, sizes, u + (begin + i) * pad);
   }
 }
 
-int64_t feature_scratch(const RowSizes& sizes) {
-  return padded(sizes.columns) + kLanes +
-         kRowsTogether * sizes.heads * padded(sizes.slots / sizes.heads);
-}
+int64_t feature_scratch(const RowSizes& sizes) { return sizes.slots * kLanes; }
 
-// bias, SiLU, hidden layer, SiLU, output. u: features of the head, padded with anything finite.
-CACOVID_INLINE float head_body(const float* u, const HeadTables& head, float bound,
-                               float* scratch) {
-  for (int64_t i = 0; i < head.pad; i += kLanes) {
-    store(scratch + i, silu(load(u + i) + load(head.bias.data() + i)));
+// bias, SiLU, hidden layer, SiLU, output, of kTogether rows.
+//
+// u: features of the head, rows `apart` floats apart, padded with anything finite. scratch:
+// kTogether times the head's pad.
+template <int kTogether>
+CACOVID_INLINE void head_body(const float* u, int64_t apart, const HeadTables& head, float bound,
+                              float* scratch, float* scores) {
+  for (int r = 0; r < kTogether; ++r) {
+    for (int64_t i = 0; i < head.pad; i += kLanes) {
+      store(scratch + r * head.pad + i, silu(load(u + r * apart + i) + load(head.bias.data() + i)));
+    }
   }
-  Lanes total = {};
+  Lanes total[kTogether] = {};
   for (int64_t p = 0; p < head.pad; p += kLanes) {
-    Lanes sum = load(head.hidden_bias.data() + p), other = {};
+    Lanes sum[kTogether], other[kTogether] = {};
+    for (int r = 0; r < kTogether; ++r) sum[r] = load(head.hidden_bias.data() + p);
     const float* weights = head.hidden.data() + p;
     int64_t i = 0;
     for (; i + 2 <= head.width; i += 2) {
-      sum += load(weights + i * head.pad) * scratch[i];
-      other += load(weights + (i + 1) * head.pad) * scratch[i + 1];
+      const Lanes even = load(weights + i * head.pad), odd = load(weights + (i + 1) * head.pad);
+      for (int r = 0; r < kTogether; ++r) {
+        sum[r] += even * scratch[r * head.pad + i];
+        other[r] += odd * scratch[r * head.pad + i + 1];
+      }
     }
-    if (i < head.width) sum += load(weights + i * head.pad) * scratch[i];
-    total += silu(sum + other) * load(head.output.data() + p);
+    if (i < head.width) {
+      const Lanes last = load(weights + i * head.pad);
+      for (int r = 0; r < kTogether; ++r) sum[r] += last * scratch[r * head.pad + i];
+    }
+    const Lanes output = load(head.output.data() + p);
+    for (int r = 0; r < kTogether; ++r) total[r] += silu(sum[r] + other[r]) * output;
   }
-  const float score = sum_of(total) + head.output_bias;
-  return bound > 0.0f ? bound * std::tanh(score / bound) : score;
+  for (int r = 0; r < kTogether; ++r) {
+    const float score = sum_of(total[r]) + head.output_bias;
+    scores[r] = bound > 0.0f ? bound * std::tanh(score / bound) : score;
+  }
 }
 
 // Scores of a frame's tokens, and of the frame.
 //
 // u: [n, pad of P] of the frame, changed; difference: of the frame, or null; before: of the frame
-// before it, or null. scratch: 3 * (pad of P) + 2 lanes.
+// before it, or null. scratch: see frame_scratch.
 CACOVID_INLINE void frame_body(float* u, const float* difference, const float* before,
                                int64_t tokens, int64_t features, const HeadTables& token,
                                const HeadTables& frame, float bound, float* token_scores,
@@ -265,6 +305,7 @@ CACOVID_INLINE void frame_body(float* u, const float* difference, const float* b
   float* means = scratch;
   float* part = scratch + pad + kLanes;
   float* hidden = part + pad;
+  constexpr int64_t kTogether = kRowsTogether;
   std::memset(means, 0, (pad + kLanes) * sizeof(float));
   for (int64_t begin = 0; begin < tokens; begin += kRowsPerSum) {
     const int64_t end = begin + kRowsPerSum < tokens ? begin + kRowsPerSum : tokens;
@@ -281,12 +322,20 @@ CACOVID_INLINE void frame_body(float* u, const float* difference, const float* b
         }
         store(part + p, load(part + p) + x);
       }
-      token_scores[i] = head_body(row, token, bound, hidden);
     }
+    int64_t i = begin;
+    for (; i + kTogether <= end; i += kTogether) {
+      head_body<kTogether>(u + i * pad, pad, token, bound, hidden, token_scores + i);
+    }
+    for (; i < end; ++i) head_body<1>(u + i * pad, pad, token, bound, hidden, token_scores + i);
     for (int64_t p = 0; p < pad; p += kLanes) store(means + p, load(means + p) + load(part + p));
   }
   for (int64_t p = 0; p < pad; ++p) means[p] /= static_cast<float>(tokens);
-  *frame_score = head_body(means + token.width, frame, bound, hidden);
+  head_body<1>(means + token.width, pad, frame, bound, hidden, frame_score);
+}
+
+int64_t frame_scratch(int64_t features) {
+  return (2 + kRowsTogether) * padded(features) + 2 * kLanes;
 }
 
 CACOVID_DISPATCH(float_factors, factors_body<float>,
@@ -324,16 +373,23 @@ std::vector<FoldTables> make_tables(const ScorePlan& plan, const Tensor& columns
   for (size_t v = 0; v < plan.slots.size(); ++v) {
     const int64_t count = plan.first_column[v + 1] - plan.first_column[v];
     const float* mine = columns.const_data_ptr<float>() + plan.first_column[v] * plan.width;
-    Tensor own = view_of(mine, count, plan.width, ScalarType::Float);
-    Tensor matrix = torch::stable::new_empty(own, {plan.width, count}, product);
-    torch::stable::copy_(matrix, torch::stable::transpose(own, 0, 1));
     FoldTables tables{
-        plan.slots[v], std::vector<float>(plan.slots[v] * pad),
+        plan.slots[v],
+        std::vector<float>(plan.slots[v] * pad),
         HeadTables(token_head.const_data_ptr<float>() + v * head_size(plan.token_features),
                    plan.token_features),
         HeadTables(frame_head.const_data_ptr<float>() + v * head_size(frame_features),
                    frame_features),
-        matrix};
+        count,
+        std::nullopt,
+        std::nullopt};
+    if (product == ScalarType::Float) {
+      tables.panels.emplace(mine, count, plan.width);
+    } else {
+      const Tensor own = view_of(mine, count, plan.width, ScalarType::Float);
+      tables.matrix = torch::stable::new_empty(own, {plan.width, count}, product);
+      torch::stable::copy_(*tables.matrix, torch::stable::transpose(own, 0, 1));
+    }
     const float* from = values.const_data_ptr<float>() + plan.first_slot[v] * plan.features;
     for (int64_t s = 0; s < plan.slots[v]; ++s) {
       std::memcpy(tables.values.data() + s * pad, from + s * plan.features,
@@ -374,16 +430,18 @@ void make_features(const ScorePlan& plan, const Tensor& video, const std::vector
   const std::vector<Block> blocks = cut(plan, product == ScalarType::Float ? 4 : size);
   torch::stable::parallel_for(
       0, static_cast<int64_t>(blocks.size()), 1, [&](int64_t first, int64_t last) {
+        const OneThread planned;
         std::vector<float> wide, factors, scratch;
         std::vector<char> z;
         for (int64_t b = first; b < last; ++b) {
           const Block& block = blocks[b];
           const FoldTables& fold = folds[plan.videos[block.video].fold];
-          const RowSizes sizes{fold.columns.size(1), fold.slots, plan.heads, plan.features,
-                               plan.inter_frame};
+          const bool single = product == ScalarType::Float;
+          const RowSizes sizes{single ? product_stride(fold.columns) : fold.columns, fold.slots,
+                               plan.heads, plan.features, plan.inter_frame};
           const char* rows = data + block.begin * plan.width * size;
           factors.resize(block.count);
-          z.resize(block.count * sizes.columns * sizeof(float));
+          z.resize(block.count * sizes.stride * sizeof(float));
           scratch.resize(feature_scratch(sizes));
           if (product != dtype) {
             wide.resize(block.count * plan.width);
@@ -398,18 +456,19 @@ void make_features(const ScorePlan& plan, const Tensor& video, const std::vector
           }
           float* out = u + block.begin * pad;
           float* moved = plan.inter_frame ? difference + block.begin * pad : nullptr;
-          const Tensor left = view_of(rows, block.count, plan.width, product);
-          const Tensor result = view_of(z.data(), block.count, sizes.columns, product);
-          if (product == ScalarType::Float) {
-            float_factors(reinterpret_cast<const float*>(rows), block.count, plan.width, plan.eps,
-                          factors.data());
-            multiply_into(result, left, fold.columns);
-            float_features(reinterpret_cast<const float*>(z.data()), factors.data(), block.count,
-                           sizes, fold.values.data(), out, moved, scratch.data());
+          if (single) {
+            const float* own = reinterpret_cast<const float*>(rows);
+            float* result = reinterpret_cast<float*>(z.data());
+            float_factors(own, block.count, plan.width, plan.eps, factors.data());
+            float_product(own, block.count, *fold.panels, result);
+            float_features(result, factors.data(), block.count, sizes, fold.values.data(), out,
+                           moved, scratch.data());
           } else {
+            const Tensor left = view_of(rows, block.count, plan.width, product);
+            const Tensor result = view_of(z.data(), block.count, sizes.stride, product);
             bfloat16_factors(reinterpret_cast<const Bfloat16*>(rows), block.count, plan.width,
                              plan.eps, factors.data());
-            multiply_into(result, left, fold.columns);
+            multiply_into(result, left, *fold.matrix);
             bfloat16_features(reinterpret_cast<const Bfloat16*>(z.data()), factors.data(),
                               block.count, sizes, fold.values.data(), out, moved, scratch.data());
           }
@@ -449,7 +508,7 @@ std::tuple<Tensor, Tensor> score_cpu(const Tensor& video, const Tensor& columns,
     const FoldTables& fold = folds[one.fold];
     const int64_t grain = 1 + 512 / one.tokens;
     torch::stable::parallel_for(0, one.frames, grain, [&](int64_t first, int64_t last) {
-      std::vector<float> scratch(3 * pad + 3 * kLanes);
+      std::vector<float> scratch(frame_scratch(plan.features));
       for (int64_t t = first; t < last; ++t) {
         const int64_t at = one.first_token + t * one.tokens;
         const float* mine = inter_frame ? difference + at * pad : nullptr;

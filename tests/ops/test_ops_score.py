@@ -82,15 +82,22 @@ def test_broken_embeddings_are_not_hidden(value: float) -> None:
     assert bool(token[grid.host_video_offsets[1] :].isfinite().all())
 
 
+@pytest.mark.parametrize(
+    ("width", "sizes"),
+    [(896, [(9, 14, 14), (1, 1, 3)]), (896, [(1, 10, 16)]), (3584, [(1, 4, 9)])],
+    ids=["blocks", "one block", "wide"],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_same_scores_again_and_with_any_number_of_threads(dtype: torch.dtype) -> None:
-    policy = _policy(896, inter_frame=True).requires_grad_(False)
-    grid = Grid([(9, 14, 14), (1, 1, 3)])
-    video = torch.randn(grid.num_tokens, 896).to(dtype)
-    fold = policy.fold(torch.randn(5, 896))
+def test_same_scores_again_and_with_any_number_of_threads(
+    dtype: torch.dtype, width: int, sizes: list[tuple[int, int, int]]
+) -> None:
+    policy = _policy(width, inter_frame=True).requires_grad_(False)
+    grid = Grid(sizes)
+    video = torch.randn(grid.num_tokens, width).to(dtype)
+    fold = policy.fold(torch.randn(5, width))
     before, results = torch.get_num_threads(), []
     try:
-        for threads in (1, 2, 5, 1):
+        for threads in (1, 2, 3, 5, 8, 1):
             torch.set_num_threads(threads)
             results.append(ops.score(video, fold, grid, backend="cpu"))
     finally:
