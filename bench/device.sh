@@ -187,7 +187,8 @@ export csv page cores
 export PYTHONPATH=$site PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 
 run_tests() {
-  "$python" -m pytest -q -rs -o pythonpath= -p no:cacheprovider "$@" | tee "$work/tests.txt"
+  # Workers are as many as cores; each one's references are to take one or two.
+  OMP_NUM_THREADS=2 "$python" -m pytest -q -rs -o pythonpath= -p no:cacheprovider "$@" | tee "$work/tests.txt"
   local status=${PIPESTATUS[0]}
   [ "$status" -eq 0 ] || return "$status"
   if [ "$device" = cuda ] && ! grep -q '[0-9] passed' "$work/tests.txt"; then

@@ -119,6 +119,8 @@ def _sampler(provider: Provider, sets: list[Any], device: torch.device) -> tuple
             raise
         except RuntimeError:  # what waits for the device cannot be captured; the clock says so
             torch.cuda.synchronize(device)
+            # A capture that fails at its end leaves its own stream current.
+            torch.cuda.set_stream(torch.cuda.default_stream(device))
     return host_clock(device)[0], host_sampler(provider.run, sets, device)
 
 

@@ -63,7 +63,7 @@ def pack_rollouts(prompt: Prompt, rollouts: Tensor) -> Prompt:
 
     # Everything that stays, as (rollout, row) in one integer: text first, then the kept tokens.
     is_text = torch.ones(total, dtype=torch.bool, device=device)
-    is_text[prompt.video_index] = False
+    is_text.index_fill_(0, prompt.video_index, False)  # an assigned False would be waited for
     texts = total - grid.num_tokens  # known here, so that no count is read back
     text = torch.sort((~is_text).to(torch.uint8), stable=True).indices[:texts]
     begins = torch.arange(groups, device=device) * total

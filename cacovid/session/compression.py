@@ -68,8 +68,8 @@ class CompressionSession:
             0.5.
         max_frame_ratio: Limit on a frame's share; default: the policy's own, else `1.5 * r`.
         cached: Shapes that are held, the last ones used.
-        reuse_outputs: Return a graph's own memory, which the next call of the same shape
-            overwrites, instead of a copy; not for sessions that several threads call.
+        reuse_outputs: Return a graph's own memory, which the next call of any shape may
+            overwrite, instead of a copy; not for sessions that several threads call.
 
     Raises:
         InvalidInputError: for a device that is not there, or settings out of range.

@@ -27,7 +27,7 @@ except ImportError:  # triton before 3.4: pointers serve
 
 #: Of the matrix products, by the video's dtype. Three TF32 products keep float32's accuracy to
 #: 2^-22; 16-bit operands are multiplied exactly whatever is asked for, and the small products of
-#: the heads round float32 to TF32, which has at least the bits of the video.
+#: the heads read float32 as TF32, which has at least the bits of the video.
 PRECISIONS = {torch.float32: "tf32x3", torch.float16: "tf32", torch.bfloat16: "tf32"}
 
 _INTERPRETED = not isinstance(_score_fwd_kernel, triton.runtime.JITFunction)

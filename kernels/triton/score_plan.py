@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from functools import lru_cache
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,6 @@ TILE = (
 )  # fmt: skip
 
 
-@lru_cache(maxsize=64)
 def tile_tables(
     sizes: Sizes, slots: tuple[int, ...], extra: int, block: int, device: torch.device
 ) -> tuple[Tensor, Tensor, int]:
@@ -36,6 +36,43 @@ def tile_tables(
         `tiles [T, 9]` int32, as `TILE` says; `frames [F, 4]` int32: first piece, end of the
         pieces, fold, tokens of the frame; the number of pieces.
     """
+    key = (sizes, slots, extra, block, device)
+    return _held(key, _tile_tables(*key))
+
+
+def chunk_tables(
+    sizes: Sizes, folds: int, rows: int, device: torch.device
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Chunks of rows for the weight gradient, fold after fold.
+
+    Args:
+        sizes: Frames, tokens of a frame and fold of each packed video.
+        folds: Their number.
+        rows: Most rows of a chunk.
+        device: Where the table is to stand.
+
+    Returns:
+        `chunks [S, 2]` int32: begin and end; and each fold's number of chunks.
+    """
+    key = (sizes, folds, rows, device)
+    return _held(key, _chunk_tables(*key))
+
+
+#: Tables that a CUDA graph reads: it holds their addresses alone, and a cache forgets.
+_captured: dict[Any, Any] = {}
+
+
+def _held(key: tuple[Any, ...], tables: Any) -> Any:
+    """`tables`, kept for good where a graph is being recorded."""
+    if key[-1].type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _captured[key] = tables
+    return tables
+
+
+@lru_cache(maxsize=64)
+def _tile_tables(
+    sizes: Sizes, slots: tuple[int, ...], extra: int, block: int, device: torch.device
+) -> tuple[Tensor, Tensor, int]:
     first_slot = list(accumulate(slots, initial=0))
     tiles: list[tuple[int, ...]] = []
     frames: list[tuple[int, ...]] = []
@@ -58,20 +95,9 @@ def tile_tables(
 
 
 @lru_cache(maxsize=64)
-def chunk_tables(
+def _chunk_tables(
     sizes: Sizes, folds: int, rows: int, device: torch.device
 ) -> tuple[Tensor, tuple[int, ...]]:
-    """Chunks of rows for the weight gradient, fold after fold.
-
-    Args:
-        sizes: Frames, tokens of a frame and fold of each packed video.
-        folds: Their number.
-        rows: Most rows of a chunk.
-        device: Where the table is to stand.
-
-    Returns:
-        `chunks [S, 2]` int32: begin and end; and each fold's number of chunks.
-    """
     # Videos of one fold that stand side by side are one segment.
     segments: list[list[int]] = []
     row = 0

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cacovid import Grid, SurpriseConfig, SurprisePolicy, ops, reference
+from cacovid.backends import available
 from cacovid.errors import InvalidInputError
 from cacovid.ops import _score_triton
 from cacovid.ops.score import PackedFolds, pack_folds, score_packed
@@ -354,6 +355,9 @@ def test_columns_that_are_rounded_beforehand(
     assert torch.equal(results[0].frame, results[1].frame)
 
 
+@pytest.mark.skipif(
+    not available()["cpu"].available, reason="the compiled form of the CPU is not there"
+)
 def test_rounded_columns_in_the_reference_and_under_a_gradient() -> None:
     """Nothing but the columns' own rounding: all else stays in float32."""
     fold = make_fold(64, 2, 8, (16, 16), True, 0)

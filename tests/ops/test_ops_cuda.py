@@ -16,7 +16,7 @@ from cacovid.backends import available
 from cacovid.testing import Case, cases_of
 from cacovid.testing.budgets import assert_within_budget
 from cacovid.testing.cases import GRIDS, token_scores
-from cacovid.types import Grid
+from cacovid.types import Grid, Prompt
 
 _CUDA = available()["cuda"]
 pytestmark = [
@@ -184,6 +184,9 @@ def test_nothing_waits_for_the_device() -> None:
     grid = GRIDS["frames_of_196"]
     scores = token_scores(grid.num_tokens, "normal").cuda()
     frames, rows = scores[: grid.num_frames].clone(), torch.randn(grid.num_tokens, 64).cuda()
+    places = torch.arange(grid.num_tokens + 8, device="cuda")
+    embeds = torch.randn(len(places), 64, device="cuda")
+    prompt = Prompt(embeds, places, places[4:-4], places[-3:], grid)
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -198,6 +201,7 @@ def test_nothing_waits_for_the_device() -> None:
         ops.cpo_loss(*few, *masks, scores[:4], scores[4:8], backend="cuda")
         ops.ocss_sample(scores, grid, 0.1, 8, seed=1, backend="cuda")
         ops.bernoulli_sample(scores, 8, seed=1, backend="cuda")
+        ops.pack_rollouts(prompt, keep.view(1, -1))
     finally:
         torch.cuda.set_sync_debug_mode(before)
 
