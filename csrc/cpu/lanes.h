@@ -9,13 +9,14 @@
 
 // One body, compiled for several instruction sets and chosen when the library runs:
 //   CACOVID_INLINE void body(...) {...}     CACOVID_DISPATCH(name, body, (types), (arguments))
+// CACOVID_DISPATCH_BY takes one body for registers of sixteen floats and one for shorter ones.
 #define CACOVID_INLINE inline __attribute__((always_inline))
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define CACOVID_WIDE "avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512"
-#define CACOVID_DISPATCH(name, body, parameters, arguments)                               \
-  __attribute__((target(CACOVID_WIDE))) void name##_avx512 parameters { body arguments; } \
-  __attribute__((target("avx2,fma"))) void name##_avx2 parameters { body arguments; }     \
-  void name##_any parameters { body arguments; }                                          \
+#define CACOVID_DISPATCH_BY(name, wide, narrow, parameters, arguments)                    \
+  __attribute__((target(CACOVID_WIDE))) void name##_avx512 parameters { wide arguments; } \
+  __attribute__((target("avx2,fma"))) void name##_avx2 parameters { narrow arguments; }   \
+  void name##_any parameters { narrow arguments; }                                        \
   void name parameters {                                                                  \
     if (has_avx512()) {                                                                   \
       name##_avx512 arguments;                                                            \
@@ -26,9 +27,11 @@
     }                                                                                     \
   }
 #else
-#define CACOVID_DISPATCH(name, body, parameters, arguments) \
-  void name parameters { body arguments; }
+#define CACOVID_DISPATCH_BY(name, wide, narrow, parameters, arguments) \
+  void name parameters { narrow arguments; }
 #endif
+#define CACOVID_DISPATCH(name, body, parameters, arguments) \
+  CACOVID_DISPATCH_BY(name, body, body, parameters, arguments)
 
 namespace cacovid {
 
