@@ -12,7 +12,7 @@ import inspect
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ContextDecorator, contextmanager
 from typing import Any
 
 import torch
@@ -68,7 +68,31 @@ class Attachment:
         return self.last
 
 
-@contextmanager
+class _Attaching(ContextDecorator, AbstractContextManager[Attachment]):
+    """What `attach` returns: it warns when it is thrown away without having been entered."""
+
+    def __init__(self, begin: Callable[[], AbstractContextManager[Attachment]]) -> None:
+        self._begin = begin
+        self._entered: AbstractContextManager[Attachment] | None = None
+
+    def __enter__(self) -> Attachment:
+        self._entered = self._begin()
+        return self._entered.__enter__()
+
+    def __exit__(self, *raised: Any) -> bool | None:
+        assert self._entered is not None
+        return self._entered.__exit__(*raised)
+
+    def __del__(self) -> None:
+        if self._entered is None:
+            warnings.warn(
+                "cacovid.attach was called and not entered, so that nothing is pruned; write "
+                "`with cacovid.attach(model, ...) as attached:` around the calls of the model",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
 def attach(
     model: nn.Module,
     policy_or_method: Any,
@@ -78,7 +102,7 @@ def attach(
     positions: Positions = "original",
     question: Any = None,
     tokenizer: Any = None,
-) -> Iterator[Attachment]:
+) -> AbstractContextManager[Attachment]:
     """While it lasts, `model.generate(**inputs)` and `model(**inputs)` read pruned prompts.
 
     `generate` returns the *original* prompt ids in front of the answer, so that code that cuts
@@ -88,8 +112,8 @@ def attach(
     All of it holds for the thread that entered: other threads may run the same model meanwhile, as
     it is or attached by themselves. A thread that the block starts, e.g. beside a
     `TextIteratorStreamer`, calls `generate` of what `attach` yields instead of the model's.
-    It is not for `torch.nn.DataParallel`, whose copies run in threads of their own; attach the model
-    in each process of `DistributedDataParallel` instead.
+    It is not for `torch.nn.DataParallel`, whose copies run in threads of their own; attach the
+    model in each process of `DistributedDataParallel` instead.
 
     Args:
         model: The model; nothing but this instance changes.
@@ -101,18 +125,39 @@ def attach(
         question: As in `prune_inputs`; by default found from the template's markers.
         tokenizer: As in `prune_inputs`.
 
-    Yields:
-        An `Attachment`; its `last` is the latest `PrunedInputs`.
+    Returns:
+        A context manager, for `with`. It yields an `Attachment`, whose `last` is the latest
+        `PrunedInputs`.
 
     Warns:
-        RuntimeWarning: where the block ends and the model was not called through it, so that
-            nothing can have been pruned.
+        RuntimeWarning: where the block ends and the model was not called through it, or no block
+            was ever begun (`attach` without `with`), so that nothing can have been pruned.
 
     Raises:
-        UnsupportedModelError: for a model without adapter, a compiled model, a model that this
-            thread has attached already; in `generate`, for settings that are not exact: chunked
-            prefill, static or compiled caches, assisted decoding, inputs_embeds alone.
+        UnsupportedModelError: when the block begins, for a model without adapter, a compiled model,
+            a model that this thread has attached already; in `generate`, for settings that are not
+            exact: chunked prefill, static or compiled caches, assisted decoding, inputs_embeds
+            alone.
     """
+    return _Attaching(
+        functools.partial(
+            _attached, model, policy_or_method, retention, seed=seed, positions=positions,
+            question=question, tokenizer=tokenizer,
+        )
+    )  # fmt: skip
+
+
+@contextmanager
+def _attached(
+    model: Any,
+    policy_or_method: Any,
+    retention: PerVideo,
+    *,
+    seed: int,
+    positions: Positions,
+    question: Any,
+    tokenizer: Any,
+) -> Iterator[Attachment]:
     adapter = adapter_for(model)
     inner = adapter.inner_model(model)
     # torch.compile(model) wraps; model.compile() leaves its result on the instance.
@@ -152,7 +197,7 @@ def attach(
             "was attached. Other threads run it as it is: attach in each of them, or have them "
             "call generate of what attach yields",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,  # the end of the caller's block
         )
 
 

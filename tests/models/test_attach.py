@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import warnings
 
 import pytest
 import torch
@@ -235,3 +236,15 @@ def test_entering_with_something_wrong(model, lab, tokenizer):
     with pytest.raises(WrongBaseModelError, match="a/b"):
         attach(model, policy, 0.3).__enter__()
     assert state(model) == before
+
+
+def test_attach_without_with_says_that_nothing_is_pruned(model, batch):
+    with pytest.warns(RuntimeWarning, match="write `with cacovid.attach") as told:
+        attach(model, "uniform", 0.3)
+    assert told[0].filename == __file__ and "generate" not in vars(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attached = attach(model, "uniform", 0.3)
+        with attached:
+            model.generate(**batch, **NEW)
+        del attached

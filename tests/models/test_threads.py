@@ -149,9 +149,9 @@ def test_attached_once_in_each_thread(model, two):
 
 
 def test_a_block_that_pruned_nothing_says_so(model, batch, two):
-    with pytest.warns(RuntimeWarning, match="attach in each of them") as told:
-        with attach(model, "uniform", 0.2):
-            two[0](lambda: model.generate(**batch, **NEW))
+    message = "attach in each of them"
+    with pytest.warns(RuntimeWarning, match=message) as told, attach(model, "uniform", 0.2):
+        two[0](lambda: model.generate(**batch, **NEW))
     assert told[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
