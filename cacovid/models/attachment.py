@@ -1,7 +1,8 @@
 """`attach`: pruning for code that must call `model.generate(**inputs)` itself.
 
 Three callables of the *instance* are replaced while the context lasts: `generate`, `forward`, and
-the inner model's `forward`. No class is touched, and leaving restores the instance exactly.
+the inner model's `forward`, for the thread that entered it. No class is touched, and leaving
+restores the instance exactly.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ContextDecorator, contextmanager
 from typing import Any
 
 import torch
@@ -20,13 +22,11 @@ from cacovid.errors import InvalidInputError, UnsupportedModelError
 from cacovid.models.base import Adapter, Positions
 from cacovid.models.generation import check_generation, shift_lengths
 from cacovid.models.inside import running
+from cacovid.models.own_thread import is_replaced, replaced
 from cacovid.models.prune import PrunedInputs, prepare_inputs
 from cacovid.models.registry import adapter_for
 from cacovid.models.resolve import resolve_method
-from cacovid.models.shadow import shadowed
 from cacovid.types import Grid, PerVideo
-
-_MARK = "_cacovid_attached"
 
 
 class Attachment:
@@ -39,16 +39,60 @@ class Attachment:
 
     def __init__(self, prune: Callable[..., PrunedInputs], question: Any) -> None:
         self._prune = prune
+        self._generate: Callable[..., Any] | None = None
+        self._used = False
         self.question = question
         self.last: PrunedInputs | None = None
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """`model.generate` as it is in the block, for a thread that the block starts.
+
+        A streamer is read in one thread while `generate` runs in another, in which `model.generate`
+        itself prunes nothing.
+
+        Args:
+            *args: As of `model.generate`.
+            **kwargs: Likewise.
+
+        Raises:
+            UnsupportedModelError: if the model has no `generate`, and what the attached one raises.
+        """
+        if self._generate is None:
+            raise UnsupportedModelError("the attached model has no generate; call the model itself")
+        return self._generate(*args, **kwargs)
+
     def prune(self, inputs: Mapping[str, Any]) -> PrunedInputs:
         """Prunes by the settings that were attached."""
+        self._used = True
         self.last = self._prune(inputs=inputs, question=self.question)
         return self.last
 
 
-@contextmanager
+class _Attaching(ContextDecorator, AbstractContextManager[Attachment]):
+    """What `attach` returns: it warns when it is thrown away without having been entered."""
+
+    def __init__(self, begin: Callable[[], AbstractContextManager[Attachment]]) -> None:
+        self._begin = begin
+        self._entered: AbstractContextManager[Attachment] | None = None
+
+    def __enter__(self) -> Attachment:
+        self._entered = self._begin()
+        return self._entered.__enter__()
+
+    def __exit__(self, *raised: Any) -> bool | None:
+        assert self._entered is not None
+        return self._entered.__exit__(*raised)
+
+    def __del__(self) -> None:
+        if self._entered is None:
+            warnings.warn(
+                "cacovid.attach was called and not entered, so that nothing is pruned; write "
+                "`with cacovid.attach(model, ...) as attached:` around the calls of the model",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
 def attach(
     model: nn.Module,
     policy_or_method: Any,
@@ -58,12 +102,18 @@ def attach(
     positions: Positions = "original",
     question: Any = None,
     tokenizer: Any = None,
-) -> Iterator[Attachment]:
+) -> AbstractContextManager[Attachment]:
     """While it lasts, `model.generate(**inputs)` and `model(**inputs)` read pruned prompts.
 
     `generate` returns the *original* prompt ids in front of the answer, so that code that cuts
     `out[:, input_len:]` still works. Prompts without a video run as ever. `model(**inputs)` returns
     logits of the shortened prompt; labels are shortened with it.
+
+    All of it holds for the thread that entered: other threads may run the same model meanwhile, as
+    it is or attached by themselves. A thread that the block starts, e.g. beside a
+    `TextIteratorStreamer`, calls `generate` of what `attach` yields instead of the model's.
+    It is not for `torch.nn.DataParallel`, whose copies run in threads of their own; attach the
+    model in each process of `DistributedDataParallel` instead.
 
     Args:
         model: The model; nothing but this instance changes.
@@ -75,14 +125,39 @@ def attach(
         question: As in `prune_inputs`; by default found from the template's markers.
         tokenizer: As in `prune_inputs`.
 
-    Yields:
-        An `Attachment`; its `last` is the latest `PrunedInputs`.
+    Returns:
+        A context manager, for `with`. It yields an `Attachment`, whose `last` is the latest
+        `PrunedInputs`.
+
+    Warns:
+        RuntimeWarning: where the block ends and the model was not called through it, or no block
+            was ever begun (`attach` without `with`), so that nothing can have been pruned.
 
     Raises:
-        UnsupportedModelError: for a model without adapter, a compiled model, a model that is
-            attached already; in `generate`, for settings that are not exact: chunked prefill,
-            static or compiled caches, assisted decoding, inputs_embeds alone.
+        UnsupportedModelError: when the block begins, for a model without adapter, a compiled model,
+            a model that this thread has attached already; in `generate`, for settings that are not
+            exact: chunked prefill, static or compiled caches, assisted decoding, inputs_embeds
+            alone.
     """
+    return _Attaching(
+        functools.partial(
+            _attached, model, policy_or_method, retention, seed=seed, positions=positions,
+            question=question, tokenizer=tokenizer,
+        )
+    )  # fmt: skip
+
+
+@contextmanager
+def _attached(
+    model: Any,
+    policy_or_method: Any,
+    retention: PerVideo,
+    *,
+    seed: int,
+    positions: Positions,
+    question: Any,
+    tokenizer: Any,
+) -> Iterator[Attachment]:
     adapter = adapter_for(model)
     inner = adapter.inner_model(model)
     # torch.compile(model) wraps; model.compile() leaves its result on the instance.
@@ -93,7 +168,7 @@ def attach(
             "the model is compiled by torch.compile, which would not see the pruning; attach the "
             "plain model, or use prune_inputs"
         )
-    if _MARK in vars(model):
+    if is_replaced(model, "forward"):
         raise UnsupportedModelError(
             "the model is attached already; leave the first attach before you enter another one"
         )
@@ -109,16 +184,21 @@ def attach(
     )  # fmt: skip
     # Decoding steps, and the forward inside a pruned forward, run in the thread that pruned.
     inside = threading.local()
-    replacements: list[tuple[nn.Module, str, Any]] = [(model, _MARK, True)]
+    forward = functools.partial(_wrap_forward, model, adapter, attachment, inside)
+    replacements = [(module, "forward", forward) for module in dict.fromkeys((model, inner))]
     if hasattr(model, "generate"):
-        replacements.append(
-            (model, "generate", _wrap_generate(model, adapter, attachment, inside))
-        )
-    for module in dict.fromkeys((model, inner)):
-        wrapped = _wrap_forward(model, module, adapter, attachment, inside)
-        replacements.append((module, "forward", wrapped))
-    with shadowed(*replacements):
+        generate = functools.partial(_wrap_generate, model, adapter, attachment, inside)
+        replacements.insert(0, (model, "generate", generate))
+    with replaced(*replacements):
         yield attachment
+    if not attachment._used:
+        warnings.warn(
+            "nothing was pruned: the model was not called in the thread that attached it while it "
+            "was attached. Other threads run it as it is: attach in each of them, or have them "
+            "call generate of what attach yields",
+            RuntimeWarning,
+            stacklevel=4,  # the end of the caller's block
+        )
 
 
 @contextmanager
@@ -132,14 +212,17 @@ def _entered(inside: threading.local) -> Iterator[None]:
 
 
 def _wrap_generate(
-    model: Any, adapter: Adapter, attachment: Attachment, inside: threading.local
+    model: Any,
+    adapter: Adapter,
+    attachment: Attachment,
+    inside: threading.local,
+    original: Callable[..., Any],
 ) -> Callable[..., Any]:
-    original = model.generate
-
     @functools.wraps(original)
     def generate(
         inputs: Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
+        attachment._used = True
         if inputs is not None:
             if kwargs.get("input_ids") is not None:
                 raise InvalidInputError("give the prompt once: as inputs, or as input_ids")
@@ -155,18 +238,23 @@ def _wrap_generate(
             out = original(None, generation_config, *args, **{**options, **pruned.inputs})
         return _with_original_prompt(out, prompt["input_ids"], pruned)
 
+    attachment._generate = generate
     return generate
 
 
 def _wrap_forward(
-    model: Any, module: Any, adapter: Adapter, attachment: Attachment, inside: threading.local
+    model: Any,
+    adapter: Adapter,
+    attachment: Attachment,
+    inside: threading.local,
+    original: Callable[..., Any],
 ) -> Callable[..., Any]:
-    original = module.forward
     names = list(inspect.signature(original).parameters)
 
     # `wraps` keeps the signature, by which generate decides what the model takes.
     @functools.wraps(original)
     def forward(*args: Any, **kwargs: Any) -> Any:
+        attachment._used = True
         if getattr(inside, "depth", 0):
             return original(*args, **kwargs)
         kwargs.update(zip(names, args, strict=False))

@@ -6,6 +6,7 @@ store `[H, S, S]`): the prompt runs up to the layer, and only the asking rows of
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from cacovid.errors import InvalidInputError, UnsupportedModelError
 from cacovid.models.base import Adapter
 from cacovid.models.column_means import column_means
+from cacovid.models.own_thread import hooked
 from cacovid.types import Prompt
 
 Queries: TypeAlias = Literal["last", "question"]
@@ -155,8 +157,7 @@ def _run_to_layer(
         raise _Reached
 
     embeds = prompt.embeds[begin:end].unsqueeze(0)
-    handle = attention.register_forward_pre_hook(catch, with_kwargs=True)
-    try:
+    with hooked((attention, catch)), contextlib.suppress(_Reached):
         decoder(
             inputs_embeds=embeds,
             # Given, although it hides nothing: without one, gaps in the positions would be read
@@ -166,10 +167,6 @@ def _run_to_layer(
             use_cache=False,
             **more,
         )
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
     if caught.get("rotary") is None:
         raise UnsupportedModelError(
             f"{type(attention).__name__} was not handed its rotary embedding; received attention "

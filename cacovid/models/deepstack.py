@@ -7,7 +7,7 @@ So do shortened prompts where transformers takes no features with them (before 5
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cacovid.models.own_thread import hooked, replaced
 from cacovid.models.registry import adapter_for
-from cacovid.models.shadow import shadowed
 from cacovid.types import Prompt
 
 #: `Prompt.extras` of a family with deepstack: `[levels, S, D]`, what is added to the hidden states
@@ -60,7 +60,7 @@ def adds_features(model: Any) -> bool:
 
 @contextmanager
 def reading(model: Any) -> Iterator[None]:
-    """While it lasts, the decoder takes embeddings as `widened` makes them.
+    """While it lasts, the decoder takes embeddings as `widened` makes them, in this thread.
 
     A pre-hook on the decoder of this instance splits them; embeddings of the plain width pass as
     they are. `generate` of old releases finds a prompt's pictures by its embeddings when it repeats
@@ -82,14 +82,13 @@ def reading(model: Any) -> Iterator[None]:
         embeds, *levels = rows.split(width, dim=-1)
         return args, {**kwargs, "inputs_embeds": embeds, **decoder_inputs(levels)}
 
-    counting: Any = getattr(model, _COUNTING, None)
+    def make(counting: Callable[..., Any]) -> Callable[..., Any]:
+        def count(input_ids: Any, inputs_embeds: Any = None) -> Any:
+            plain = None if inputs_embeds is None else inputs_embeds[..., :width]
+            return counting(input_ids, plain)
 
-    def count(input_ids: Any, inputs_embeds: Any = None) -> Any:
-        return counting(input_ids, None if inputs_embeds is None else inputs_embeds[..., :width])
+        return count
 
-    handle = adapter_for(model).text_model(model).register_forward_pre_hook(split, with_kwargs=True)
-    try:
-        with shadowed(*([] if counting is None else [(model, _COUNTING, count)])):
-            yield
-    finally:
-        handle.remove()
+    counts = [(model, _COUNTING, make)] if hasattr(model, _COUNTING) else []
+    with hooked((adapter_for(model).text_model(model), split)), replaced(*counts):
+        yield

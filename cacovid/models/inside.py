@@ -9,7 +9,7 @@ asks for is computed beside it, from the layer's q and k.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,12 +19,15 @@ from cacovid.errors import UnsupportedModelError
 from cacovid.methods.inside import LayerHook
 from cacovid.models import deepstack
 from cacovid.models.attention_scores import last_query_attention
+from cacovid.models.own_thread import hooked
 from cacovid.models.registry import adapter_for
 
 
 @contextmanager
 def running(model: nn.Module, hook: LayerHook | None = None) -> Iterator[LayerHook | None]:
     """While it lasts, the model reads what `prune_inputs` made; leaving removes all hooks.
+
+    All of it holds for the thread that entered; others run the same model as if nothing were there.
 
     With a hook, a prefill of its prompt is pruned inside. The prompt comes in one piece, on its own
     and without padding; decoding steps follow it. A further prefill starts over.
@@ -57,17 +60,12 @@ def running(model: nn.Module, hook: LayerHook | None = None) -> Iterator[LayerHo
         _check_layer(number, layer)
     hook.begin(len(layers))
     run = _Run(hook, len(layers))
-    handles = []
-    try:
-        for number, layer in enumerate(layers):
-            handles += [
-                layer.register_forward_pre_hook(run.layer_hook(number), with_kwargs=True),
-                layer.self_attn.register_forward_pre_hook(run.catch, with_kwargs=True),
-            ]
+    hooks: list[tuple[nn.Module, Callable[..., Any]]] = []
+    for number, layer in enumerate(layers):
+        attention: Any = layer.self_attn
+        hooks += [(layer, run.layer_hook(number)), (attention, run.catch)]
+    with hooked(*hooks):
         yield hook
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 from os import PathLike
@@ -18,7 +19,8 @@ from cacovid.types import PerVideo, Prompt, Scores, Selection
 class ScoreMemory:
     """Remembers the scores of question-blind policies, video by video.
 
-    Weights that have changed since (training, `load_state_dict`) are scored again.
+    Weights that have changed since (training, `load_state_dict`) are scored again. Threads may
+    share it; two that ask for the same video at once may both score it.
 
     Args:
         videos: How many videos' scores are held, the last ones used.
@@ -26,6 +28,7 @@ class ScoreMemory:
 
     def __init__(self, videos: int = 16) -> None:
         self.videos = videos
+        self._changing = threading.Lock()
         self._known: OrderedDict[Hashable, Scores] = OrderedDict()
 
     def remembering(self, method: Method, video: Hashable) -> Method:
@@ -42,15 +45,17 @@ class ScoreMemory:
 
     def get(self, key: Hashable) -> Scores | None:
         """The scores, if they are known."""
-        if key in self._known:
-            self._known.move_to_end(key)
-        return self._known.get(key)
+        with self._changing:
+            if key in self._known:
+                self._known.move_to_end(key)
+            return self._known.get(key)
 
     def put(self, key: Hashable, scores: Scores) -> None:
         """Keeps scores; the oldest ones go."""
-        self._known[key] = scores
-        while len(self._known) > self.videos:
-            self._known.popitem(last=False)
+        with self._changing:
+            self._known[key] = scores
+            while len(self._known) > self.videos:
+                self._known.popitem(last=False)
 
 
 class _Remembering(ScoredMethod):

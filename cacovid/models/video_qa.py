@@ -116,6 +116,7 @@ class VideoQA:
     """A model, its processor and what chooses the tokens.
 
     Scores of a question-blind policy (`SurprisePolicy`) are kept for further questions on a video.
+    Threads may share one object and ask at the same time.
 
     Args:
         model: A model that has an adapter.

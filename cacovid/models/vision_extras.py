@@ -6,6 +6,7 @@ attention module; the tower's own attention is left as it is.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ from cacovid.models.attention_scores import (
 )
 from cacovid.models.base import VideoFeatures
 from cacovid.models.column_means import column_means
+from cacovid.models.own_thread import hooked
 from cacovid.types import Prompt
 
 #: `[N]`: attention received in the tower's penultimate layer, mean over heads and queries.
@@ -39,7 +41,7 @@ Caught = dict[str, list[Tensor]]
 
 @contextmanager
 def watch_vision(tower: nn.Module, needs: Collection[str]) -> Iterator[Caught]:
-    """While it lasts, what is needed is caught from every run of the tower.
+    """While it lasts, what is needed is caught from every run of the tower in this thread.
 
     Args:
         tower: A vision tower of attention layers with `q_proj` and `k_proj`, such as SigLIP.
@@ -50,27 +52,16 @@ def watch_vision(tower: nn.Module, needs: Collection[str]) -> Iterator[Caught]:
     """
     names = {need.removesuffix("?") for need in needs}
     caught: Caught = {}
-    handles = []
+    hooks: list[tuple[nn.Module, Callable[..., Any]]] = []
     attention = _penultimate_attention(tower)
     if names & {ATTENTION, KEYS} and attention is not None:
-        handles.append(
-            attention.register_forward_pre_hook(
-                lambda module, args, kwargs: _catch_layer(module, args, kwargs, names, caught),
-                with_kwargs=True,
-            )
-        )
+        catch = functools.partial(_catch_layer, names=names, caught=caught)
+        hooks.append((attention, catch))
     head = getattr(getattr(tower, "head", None), "attention", None)
     if POOLING in names and isinstance(head, nn.MultiheadAttention):
-        handles.append(
-            head.register_forward_pre_hook(
-                lambda module, args: _catch_pooling(module, args[0], args[1], caught)
-            )
-        )
-    try:
+        hooks.append((head, functools.partial(_catch_pooling, caught=caught)))
+    with hooked(*hooks):
         yield caught
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def has_extras(features: VideoFeatures, needs: Collection[str]) -> bool:
@@ -176,8 +167,9 @@ def _catch_layer(
 
 @torch.no_grad()
 def _catch_pooling(
-    module: nn.MultiheadAttention, probe: Tensor, hidden: Tensor, caught: Caught
+    module: nn.MultiheadAttention, args: tuple[Tensor, ...], kwargs: dict[str, Any], caught: Caught
 ) -> None:
+    probe, hidden = args[:2]
     weight, bias = module.in_proj_weight, module.in_proj_bias
     width, heads = module.embed_dim, (module.num_heads, -1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import warnings
 
 import pytest
 import torch
@@ -90,10 +91,10 @@ def test_streaming_from_a_thread(model, batch, tokenizer, lab, processor):
 
     inputs = lab.ask(processor, QUESTIONS[:1], [lab.clip(0)])
     expected = tokenizer.decode(answer(model, inputs)[0])
-    with attach(model, "uniform", 0.3):
+    with attach(model, "uniform", 0.3) as attached:
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=60)
         worker = threading.Thread(
-            target=model.generate, kwargs={**inputs, **NEW, "streamer": streamer}
+            target=attached.generate, kwargs={**inputs, **NEW, "streamer": streamer}
         )
         worker.start()
         text = "".join(streamer)
@@ -148,6 +149,7 @@ def test_what_stood_on_the_instance_before_stands_again(model, batch):
     assert torch.equal(out[:, batch["input_ids"].shape[1] :], expected)
 
 
+@pytest.mark.filterwarnings("ignore:nothing was pruned")
 def test_another_instance_is_left_alone(model, batch, lab, tokenizer):
     other = lab.make_model(tokenizer)
     plain = other.generate(**batch, **NEW)
@@ -212,6 +214,7 @@ def test_a_generate_kept_from_before_is_never_silently_uncompressed(model, batch
         kept(**batch, **NEW)
 
 
+@pytest.mark.filterwarnings("ignore:nothing was pruned")
 def test_entering_with_something_wrong(model, lab, tokenizer):
     before = state(model)
     with attach(model, "uniform", 0.3):
@@ -233,3 +236,15 @@ def test_entering_with_something_wrong(model, lab, tokenizer):
     with pytest.raises(WrongBaseModelError, match="a/b"):
         attach(model, policy, 0.3).__enter__()
     assert state(model) == before
+
+
+def test_attach_without_with_says_that_nothing_is_pruned(model, batch):
+    with pytest.warns(RuntimeWarning, match="write `with cacovid.attach") as told:
+        attach(model, "uniform", 0.3)
+    assert told[0].filename == __file__ and "generate" not in vars(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attached = attach(model, "uniform", 0.3)
+        with attached:
+            model.generate(**batch, **NEW)
+        del attached
