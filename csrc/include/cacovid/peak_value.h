@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cmath>
-#include <limits>
 
 #include "cacovid/exponential.h"
 
@@ -31,7 +30,8 @@ CACOVID_HD bool is_above(const PeakValue& a, const PeakValue& b) {
 CACOVID_HD PeakValue peak_value(double spread, double nearest, int64_t near, int64_t width) {
   constexpr double kLog2OfE = 1.4426950408889634, kLogOf2 = 0.6931471805599453;
   const double separation = sqrt(nearest / static_cast<double>(width));
-  if (!(separation > 0.0)) return PeakValue{-std::numeric_limits<double>::infinity(), 0.0};
+  const double lowest = bit_cast<double>(uint64_t{0xFFF0} << 48);  // minus infinity
+  if (!(separation > 0.0)) return PeakValue{lowest, 0.0};
   // 2**-halvings = 2**-whole * 2**-(halvings - whole), the second within (1/2, 1].
   const double halvings = spread / static_cast<double>(near * width) * kLog2OfE;
   const double whole = floor(halvings);
