@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cacovid.errors import InvalidInputError
 from cacovid.methods.cosine import unit_rows
+from cacovid.methods.exact import first_copies
 from cacovid.methods.ranking import members
 from cacovid.methods.video_tokens import Choice, PerVideoMethod, VideoTokens
 
@@ -19,8 +20,9 @@ class CDPrunerMethod(PerVideoMethod):
 
     Kernel `L = diag(p) S diag(p)`, S the cosines, p the cosine of a token to the mean question
     embedding, brought to [0, 1] over the video. `k` times the token that adds most to the
-    determinant. When nothing is added any more (copies, more tokens than dimensions), the tokens
-    of the highest p that are left.
+    determinant, ties to the lowest index. When nothing is added any more (every gain at most 1e-5,
+    as of copies, or beyond as many tokens as dimensions), the tokens of the highest p that are
+    left.
 
     Raises:
         InvalidInputError: when called on a prompt without question tokens.
@@ -36,15 +38,18 @@ class CDPrunerMethod(PerVideoMethod):
                 "cdpruner compares tokens with the question, and the prompt has no question "
                 "tokens; pass question= or a prompt with question_index"
             )
-        rows = unit_rows(video.rows)
-        relevance = rows @ unit_rows(video.question.mean(dim=0))
+        first = first_copies(video.rows)
+        rows = unit_rows(video.rows).index_select(0, first)
+        relevance = (rows @ unit_rows(video.question.mean(dim=0))).index_select(0, first)
         low, high = relevance.min(), relevance.max()
         spread = high - low
         relevance = torch.where(spread > 0, (relevance - low) / spread, torch.ones_like(relevance))
-        return Choice(greedy_determinant(rows, relevance, count))
+        return Choice(greedy_determinant(rows, relevance, count, first))
 
 
-def greedy_determinant(rows: Tensor, relevance: Tensor, count: int) -> Tensor:
+def greedy_determinant(
+    rows: Tensor, relevance: Tensor, count: int, first: Tensor | None = None
+) -> Tensor:
     """The greedy maximum of `det L` over `count` rows, by incremental Cholesky.
 
     Each step takes the row of the largest gain `g`, and lowers all gains by the squares of
@@ -54,6 +59,8 @@ def greedy_determinant(rows: Tensor, relevance: Tensor, count: int) -> Tensor:
         rows: `[M, D]` float32, of length 1.
         relevance: `[M]` float32 in [0, 1].
         count: Rows to take.
+        first: `[M]` int64: the first copy of each row, from `first_copies`. A product of matrices
+            gives copies results that differ by rounding, and with this they all have the first's.
 
     Returns:
         `[count]` int64, ascending; ties to the lowest index. O(count * M * (D + count)) work,
@@ -61,6 +68,8 @@ def greedy_determinant(rows: Tensor, relevance: Tensor, count: int) -> Tensor:
     """
     rows = rows * relevance[:, None]
     gain = rows.square().sum(dim=1)
+    if first is not None:
+        gain = gain.index_select(0, first)
     taken = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     steps = rows.new_zeros(count, len(rows))
     for step in range(count):
@@ -71,6 +80,8 @@ def greedy_determinant(rows: Tensor, relevance: Tensor, count: int) -> Tensor:
         before = steps[:step]
         along = rows @ rows.index_select(0, chosen).squeeze(0)
         along = along - before.index_select(1, chosen).squeeze(1) @ before
+        if first is not None:
+            along = along.index_select(0, first)
         own = gain.index_select(0, chosen)
         steps[step] = torch.where(own > NOTHING, along * own.clamp(min=NOTHING).rsqrt(), 0.0)
         gain = gain - steps[step].square()

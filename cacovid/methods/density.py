@@ -23,7 +23,8 @@ def density_peak_scores(
 
     `d_ij = |x_i - x_j| / sqrt(D)`; `rho_i = exp(-mean of the smallest min(neighbours, M) d_ij^2)`,
     the row itself counted; `delta_i` is the smallest distance to a denser row, the largest
-    distance of the set where none is denser. The logarithm ranks alike and does not underflow.
+    distance of the set where none is denser. The logarithm ranks alike and does not underflow; in
+    float64, since float32 would lose the distance beside a large spread.
 
     Args:
         rows: `[B, M, D]` float32: `B` sets.
@@ -32,7 +33,7 @@ def density_peak_scores(
         held: Distances held at a time.
 
     Returns:
-        `[B, M]` float32; `-inf` for a row alone in its set, for sets of nothing but copies of one
+        `[B, M]` float64; `-inf` for a row alone in its set, for sets of nothing but copies of one
         row, and for rows that are no members. Copies of a row have equal scores.
     """
     count = rows.shape[1]
@@ -72,7 +73,7 @@ def _scores(rows: Tensor, neighbours: int, members: Tensor, held: int) -> Tensor
     separation = torch.where(separation.isinf(), farthest, separation)
     counted = members.sum(dim=1, keepdim=True).clamp(1, near)
     scores = 0.5 * (separation / width).log() - spread / (counted * width)
-    return scores.masked_fill(~members, -torch.inf).float()
+    return scores.masked_fill(~members, -torch.inf)
 
 
 def squared_distances(rows: Tensor, block: slice, members: Tensor) -> Tensor:

@@ -61,17 +61,26 @@ def farthest_from(rows: Tensor, first: Tensor, count: int) -> Tensor:
     """Farthest-point sampling that begins at a given row.
 
     Args:
-        rows: `[M, D]` float32, of length 1: there `1 - cos` is half the squared distance.
+        rows: `[M, D]` float32, of length 1 (there `1 - cos` is half the squared distance) or 0.
         first: `[1]` int64: the row to begin at.
         count: Rows to take.
 
     Returns:
         `[count]` int64, ascending.
     """
+    if count == 1:
+        return first
     # The op begins at the row farthest from the mean. One more row is put so far out in a
     # dimension of its own that it is that one; and opposite to `first` in all others, so that
     # `first` follows it. It is farther from every row than any two rows are from each other, and
     # has no say after that.
-    outside = torch.nn.functional.pad(-rows.index_select(0, first), (0, 1), value=8.0)
-    placed = torch.cat((torch.nn.functional.pad(rows, (0, 1)), outside))
+    # A `first` of zeros has no opposite: it is the nearest to that row, not the farthest. There the
+    # row is put farther out, and rows of zeros a little to the other side: (H + e)^2 > H^2 + 1,
+    # which moves them by e^2 = 2^-40 of what any other row is at.
+    zero = ~rows.any(dim=1)
+    from_zero = zero.index_select(0, first)
+    distance = torch.where(from_zero, 2.0**20, 8.0)
+    shift = torch.where(zero & from_zero, -(2.0**-20), 0.0)
+    outside = torch.cat((-rows.index_select(0, first), distance[:, None].to(rows.dtype)), dim=1)
+    placed = torch.cat((torch.cat((rows, shift[:, None].to(rows.dtype)), dim=1), outside))
     return farthest_point(placed, count + 1)[:-1]

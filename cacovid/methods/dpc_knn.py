@@ -36,7 +36,7 @@ class DpcKnnMethod(ScoredMethod):
         self.name = "dpc_knn" if self.neighbours == 4 else f"dpc_knn:{self.neighbours}"
 
     def scores(self, prompt: Prompt, *, seed: int = 0) -> Scores:
-        """`log(rho * delta)`, `[N]` float32; see `ScoredMethod.scores`."""
+        """`log(rho * delta)`, `[N]` float64; see `ScoredMethod.scores`."""
         parts = [
             density_peak_scores(video.rows[None], self.neighbours)[0]
             for video in each_video(prompt)

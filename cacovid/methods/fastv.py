@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -65,7 +65,11 @@ class _FastVHook(LayerHook):
 
 
 def keep_attended(
-    hook: LayerHook, layer: int, hidden: Tensor, received: Callable[[], Tensor]
+    hook: LayerHook,
+    layer: int,
+    hidden: Tensor,
+    received: Callable[[], Tensor],
+    due: Sequence[bool] | None = None,
 ) -> Reduced | None:
     """Prunes each video to its target by received attention, ties to the lowest index.
 
@@ -74,8 +78,12 @@ def keep_attended(
         layer: The layer whose output is pruned.
         hidden: `[S, D]`, that output.
         received: Gives the attention that every row receives, `[S]` float32.
+        due: Which videos are pruned; default all.
     """
-    targets = [hook.target(video, layer) for video in range(hook.grid.num_videos)]
+    targets = [
+        hook.target(video, layer) if due is None or due[video] else now
+        for video, now in enumerate(hook.counts_now)
+    ]
     if all(target >= now for target, now in zip(targets, hook.counts_now, strict=True)):
         return None
     attention = received()

@@ -6,6 +6,7 @@ import torch
 
 from cacovid.methods.uniform import even_positions
 from cacovid.methods.video_tokens import Choice, PerVideoMethod, VideoTokens
+from cacovid.types import Prompt
 
 
 class FewerFramesMethod(PerVideoMethod):
@@ -26,3 +27,6 @@ class FewerFramesMethod(PerVideoMethod):
         whole = begins[:-1, None] + torch.arange(n, device=device)
         last = begins[-1] + even_positions(n, count - (frames - 1) * n, device)
         return Choice(torch.cat((whole.flatten(), last)))
+
+    def _check(self, prompt: Prompt) -> None:
+        """Nothing: no value is read."""

@@ -28,8 +28,9 @@ class FrameFusionMethod(InsideMethod):
     into their first, by their mean), until less than 10% of a video's tokens merge or its budget
     is met; no more merge than meet it, the most alike first. Then, once, the tokens with the most
     attention of the last prompt token in the layer before are kept, as many as meet the budget of
-    token-layers, which stands for the FLOPs; see `LayerHook`. How many tokens merge is read back
-    from the device, once per video and layer while they do.
+    token-layers, which stands for the FLOPs; see `LayerHook`. A video that still merges is pruned
+    as well before the last layer at which its budget can be met. How many tokens merge is read
+    back from the device, once per video and layer while they do.
     """
 
     name = "framefusion"
@@ -43,7 +44,7 @@ class _FrameFusionHook(LayerHook):
     def begin(self, depth: int) -> None:
         super().begin(depth)
         self._merging = [True] * self.grid.num_videos
-        self._pruned = False
+        self._pruned = [False] * self.grid.num_videos
 
     def reduce(
         self, layer: int, hidden: Tensor, received: Callable[[], Tensor] | None
@@ -51,17 +52,18 @@ class _FrameFusionHook(LayerHook):
         reduced = None
         if any(self._merging):
             reduced = self._merge(layer, hidden)
-        if self._pruned or any(self._merging) or received is None:
+        due = [not m and not p for m, p in zip(self._merging, self._pruned, strict=True)]
+        if not any(due) or received is None:
             return reduced
-        self._pruned = True
+        self._pruned = [p or d for p, d in zip(self._pruned, due, strict=True)]
         if reduced is None:
-            return keep_attended(self, layer, hidden, received)
+            return keep_attended(self, layer, hidden, received, due)
         # Merged and pruned before the same layer: attention of the rows that stayed.
         now, rows = self.token, reduced.rows
         self.token = now.index_select(0, rows)
         attention = received
         fewer = keep_attended(
-            self, layer, reduced.hidden, lambda: attention().index_select(0, rows)
+            self, layer, reduced.hidden, lambda: attention().index_select(0, rows), due
         )
         self.token = now
         if fewer is None:
@@ -93,6 +95,8 @@ class _FrameFusionHook(LayerHook):
                     changed = True
             if self.counts_now[video] <= target or merged < FEWEST * now:
                 self._merging[video] = False
+            elif layer and self._left(video) - self.counts_now[video] < self.depth - layer - 1:
+                self._merging[video] = False  # layers after this one could not meet the budget
         return without(dropped, hidden, self) if changed else None
 
 

@@ -18,6 +18,9 @@ from torch import Tensor
 from cacovid.errors import InvalidInputError
 from cacovid.types import PerVideo, Prompt, Selection, floor_budget
 
+#: Token-layers that rounding of `r * L * N` may come to.
+_ROUNDING = 1e-6
+
 
 @dataclass(frozen=True)
 class Reduced:
@@ -36,9 +39,9 @@ class LayerHook(ABC):
     """What an in-LLM method does to one prompt, layer by layer.
 
     The budget is an average over the layers: `sum over layers of tokens <= r * L * N` for each
-    video of `N` tokens in a model of `L` layers. Where a video cannot meet it any more, because
-    the layers that ran have used it up, `max(1, floor(r*N))` of its tokens go on, and a
-    RuntimeWarning says what the average is.
+    video of `N` tokens in a model of `L` layers. Where the layers that ran have used it up,
+    `max(1, floor(r*N))` of the video's tokens go on; where they left less than one token for each
+    layer, one goes on. A RuntimeWarning then says what the average is.
 
     Args:
         name: The method's.
@@ -115,14 +118,20 @@ class LayerHook(ABC):
     def target(self, video: int, layer: int) -> int:
         """Tokens of a video with which all layers from `layer` on meet its budget.
 
-        `floor((r * L * N - tokens that layers ran on) / (L - layer))`; where that is below 1,
-        `max(1, floor(r*N))`, and a warning at the end.
+        `floor(left / (L - layer))`, at least 1 where anything is left; where nothing is,
+        `max(1, floor(r*N))`. A warning at the end says where the budget was not met.
         """
-        total = self.grid.tokens_per_video[video]
-        left = self.ratios[video] * self.depth * total - self._spent[video]
+        left = self._left(video)
+        if left <= _ROUNDING:
+            return self.budgets[video]
         # `floor_budget` has a small amount added before the floor, as every budget has.
         count = floor_budget(left / (self.depth - layer), 1)
-        return min(count, total) if count >= 1 else self.budgets[video]
+        return min(max(1, count), self.grid.tokens_per_video[video])
+
+    def _left(self, video: int) -> float:
+        """Token-layers that a video's budget has left: `r * L * N` less what layers ran on."""
+        total = self.grid.tokens_per_video[video]
+        return self.ratios[video] * self.depth * total - self._spent[video]
 
     def rows_of(self, video: int) -> Tensor:
         """`[n]` int64, ascending: the rows of a video's tokens that are there."""
@@ -159,8 +168,7 @@ class LayerHook(ABC):
     def _finish(self) -> None:
         keep = torch.sort(self.token, stable=True).values[-sum(self.counts_now) :]
         self._selection = Selection(keep, self.grid, tuple(self.counts_now))
-        pairs = zip(self._spent, self.ratios, self.grid.tokens_per_video, strict=True)
-        if any(spent > ratio * self.depth * total + 1e-6 for spent, ratio, total in pairs):
+        if any(self._left(video) < -_ROUNDING for video in range(self.grid.num_videos)):
             warnings.warn(
                 f"{self.name} cannot keep to a layer-averaged retention of "
                 f"{', '.join(f'{r:g}' for r in sorted(set(self.ratios)))} in {self.depth} layers: "

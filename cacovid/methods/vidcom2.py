@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cacovid.methods.base import ScoredMethod
 from cacovid.methods.cosine import unit_rows
+from cacovid.methods.finite import require_finite
 from cacovid.methods.ranking import best, ranks
 from cacovid.methods.video_tokens import each_video
 from cacovid.types import PerVideo, Prompt, Scores, Selection
@@ -32,7 +33,12 @@ class VidCom2Method(ScoredMethod):
     question_aware = False
 
     def scores(self, prompt: Prompt, *, seed: int = 0) -> Scores:
-        """`-S` of the tokens and `u` of the frames, float32; see `ScoredMethod.scores`."""
+        """`-S` of the tokens and `u` of the frames, float32; see `ScoredMethod.scores`.
+
+        Raises:
+            InvalidInputError: for NaN or infinite features; see `require_finite`.
+        """
+        require_finite(prompt.video_embeds, "feature row of video token", self.name)
         tokens, frames = [], []
         for video in each_video(prompt):
             x = unit_rows(_steady_channels(video.frames))

@@ -10,7 +10,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from cacovid.errors import InvalidInputError
 from cacovid.methods.base import required_extra
+from cacovid.methods.finite import require_finite
 from cacovid.types import PerVideo, Prompt, Scores, Selection
 
 
@@ -78,7 +80,8 @@ class PerVideoMethod(ABC):
     """A method that chooses tokens of each video on its own and scores none.
 
     A sub-class gives `name`, `question_aware`, `needs` and `choose`. Where everything is kept,
-    everything is kept as it is: `choose` is not asked.
+    everything is kept as it is: `choose` is not asked. What is read has to be finite: features,
+    the question's embeddings if `question_aware`, and the extras in `needs`.
     """
 
     name: str
@@ -96,7 +99,12 @@ class PerVideoMethod(ABC):
         """
 
     def __call__(self, prompt: Prompt, retention: PerVideo, *, seed: int = 0) -> Selection:
-        """Chooses tokens of each video; see `Method.__call__`. The seed changes nothing."""
+        """Chooses tokens of each video; see `Method.__call__`. The seed changes nothing.
+
+        Raises:
+            InvalidInputError: also for extras of another length than `N`, and for NaN or infinite
+                values; see `require_finite` for those on a GPU.
+        """
         grid = prompt.grid
         counts = grid.budgets(retention)
         ratios = grid.per_video(retention, "retention")
@@ -114,9 +122,23 @@ class PerVideoMethod(ABC):
         return None
 
     def _check(self, prompt: Prompt) -> None:
-        for key in self.needs:
-            if not key.endswith("?"):
-                required_extra(prompt, key, self.name)
+        for need in sorted(self.needs):
+            key = need.removesuffix("?")
+            if key == need or key in prompt.extras:
+                self._check_extra(prompt, key)
+        require_finite(prompt.video_embeds, "feature row of video token", self.name)
+        if self.question_aware:
+            require_finite(prompt.question_embeds, "embedding of question token", self.name)
+
+    def _check_extra(self, prompt: Prompt, key: str) -> None:
+        value, count = required_extra(prompt, key, self.name), prompt.grid.num_tokens
+        if not isinstance(value, Tensor) or value.shape[:1] != (count,):
+            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise InvalidInputError(
+                f"prompt.extras[{key!r}] is {given}; method {self.name!r} expects a tensor with "
+                f"one row for each of the {count} video tokens of the grid {prompt.grid.sizes}"
+            )
+        require_finite(value, f"entry of prompt.extras[{key!r}] for video token", self.name)
 
     def __repr__(self) -> str:
         return f"<method {self.name}>"

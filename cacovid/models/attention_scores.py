@@ -72,7 +72,8 @@ def received_attention(
         `[N]` float32, in the grid's order, on the prompt's device. Deterministic.
 
     Raises:
-        InvalidInputError: if the LLM has no such layer, or a prompt has no question tokens to ask.
+        InvalidInputError: if the LLM has no such layer, a prompt has no question tokens to ask, or
+            they all stand before a video.
         UnsupportedModelError: if the layer's attention has no separate q and k projections.
     """
     adapter, decoder = _decoder_of(model, layer, "attention")
@@ -90,6 +91,13 @@ def received_attention(
             raise InvalidInputError(
                 f"prompt {number} has no question tokens, whose attention was asked for; pass "
                 f"question=, or take the queries 'last'"
+            )
+        first = prompt.video_index[list(prompt.grid.host_video_offsets[:-1])]
+        if bool(((first > begin + rows.max()) & (first < end)).any()):
+            raise InvalidInputError(
+                f"the question of prompt {number} ends before a video begins, and tokens see only "
+                f"what stands before them: none of the video's tokens receives attention from it; "
+                f"put the question behind the video, or take the queries 'last'"
             )
         received[begin:end] = _column_means(attention, hidden, rotary, rows)
     return received.index_select(0, prompt.video_index)

@@ -10,7 +10,7 @@ from torch import Tensor
 from cacovid.errors import InvalidInputError
 from cacovid.ops import _arguments, _registry
 from cacovid.reference.cpo_loss import Loss as _Loss
-from cacovid.reference.cpo_loss import check_part, part_and_gradient
+from cacovid.reference.cpo_loss import check_clip, check_part, part_and_gradient
 from cacovid.reference.cpo_loss import cpo_loss as cpo_loss_reference
 
 if TYPE_CHECKING:
@@ -41,14 +41,15 @@ def cpo_loss(
 
     Args:
         token_scores: `[N]` float, the policy's present scores; `log pi(keep) = logsigmoid(score)`.
-        frame_scores: `[F]` float.
+        frame_scores: `[F]` float; without frame rollouts `[0]`, with masks `[0, 0]` and rewards
+            `[0]`: the frames' part is then 0.
         old_token_scores: `[N]`, scores that the rollouts were drawn from.
         old_frame_scores: `[F]`, likewise.
         token_masks: `[G, N]` bool, True where a token was kept.
         frame_masks: `[G', F]` bool, True where a frame was drawn.
-        token_rewards: `[G]` float.
-        frame_rewards: `[G']` float.
-        clip: How far below and above 1 the probability ratio counts.
+        token_rewards: `[G]` float; one that is NaN or infinite makes the loss NaN.
+        frame_rewards: `[G']` float, likewise.
+        clip: How far below 1, in [0, 1], and above 1, at least 0, the probability ratio counts.
         kl_weight: Weight of the divergence from the uninformed policy.
         backend: Forces an implementation (see `cacovid.backends`).
 
@@ -56,8 +57,8 @@ def cpo_loss(
         `Loss(total, token, frame)`, scalars in float32, or float64 for scores in float64.
 
     Raises:
-        InvalidInputError: for shapes, dtypes or devices that do not fit, or a backend that is not
-            to be had.
+        InvalidInputError: for shapes, dtypes or devices that do not fit, scores without rollouts, a
+            clip out of range, or a backend that is not to be had.
     """
     tensors = (
         token_scores,
@@ -71,6 +72,7 @@ def cpo_loss(
     )
     check_part("token", *tensors[0::2])
     check_part("frame", *tensors[1::2])
+    check_clip(clip)
     _arguments.same_device(token_scores, frame_scores, "token_scores", "frame_scores")
     form = _SPEC.choose(token_scores.device, backend)
     if form != "reference" and not _has_form(tensors):

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cacovid import ops
@@ -157,8 +158,9 @@ class CrossAttentionPolicy(StoredPolicy):
     def plain(self, prompt: Prompt) -> Scores:
         """The formula of ALGORITHMS 1.1 as it stands, without folding.
 
-        Under autocast the video and the question are read in its precision; the heads that make
-        the scores compute in that of the weights.
+        Under autocast the video and the question are read in its precision, else in that of the
+        weights; the heads that make the scores compute in float32, or in float64 for a policy in
+        float64.
         """
         self._check(prompt)
         c = self.config
@@ -178,10 +180,10 @@ class CrossAttentionPolicy(StoredPolicy):
                 u = u + difference_to_previous_frame(self.difference(x), size[1] * size[2])
             with torch.autocast(u.device.type, enabled=False):
                 token, frame = heads(
-                    u.to(self.query.weight.dtype),
+                    u.to(self._wide),
                     size[0],
-                    self.token_head.weights,
-                    self.frame_head.weights,
+                    self.token_head.weights(self._wide),
+                    self.frame_head.weights(self._wide),
                     c.score_bound,
                 )
             tokens.append(token)
@@ -199,7 +201,8 @@ class CrossAttentionPolicy(StoredPolicy):
     def fold(self, question: Tensor) -> ScoreFold:
         """Folds a question into the weights that read the video.
 
-        Exact up to rounding (3e-15 relative in float64). Autocast changes nothing.
+        Exact up to rounding (3e-15 relative in float64). In float32, or in float64 for a policy in
+        float64; weights of fewer bits read the question as they are. Autocast changes nothing.
 
         Args:
             question: `[L, D]` float, the question tokens' embeddings; `L` may be 0.
@@ -209,24 +212,31 @@ class CrossAttentionPolicy(StoredPolicy):
 
     def _fold(self, question: Tensor) -> ScoreFold:
         c = self.config
-        slots = self.read_question(question)
-        key = self.key(slots).unflatten(1, (c.heads, -1)).transpose(0, 1)
-        value = self.value(slots).unflatten(1, (c.heads, -1)).transpose(0, 1)
-        query = self.query.weight.unflatten(0, (c.heads, -1)) / math.sqrt(c.head_size)
-        read = (key @ query).flatten(0, 1)  # [H*Q, D]: (W_q k^T)^T of each head
-        written = self.output.weight.unflatten(1, (c.heads, -1)).permute(1, 2, 0)  # [H, d, P]
-        parts = [read, self.features.weight]
+        wide = self._wide
+        slots = self.read_question(question).to(wide)
+        key = F.linear(slots, self.key.weight.to(wide)).unflatten(1, (c.heads, -1))
+        value = F.linear(slots, self.value.weight.to(wide)).unflatten(1, (c.heads, -1))
+        query = self.query.weight.to(wide).unflatten(0, (c.heads, -1)) / math.sqrt(c.head_size)
+        read = (key.transpose(0, 1) @ query).flatten(0, 1)  # [H*Q, D]: (W_q k^T)^T of each head
+        output = self.output.weight.to(wide)
+        written = output.unflatten(1, (c.heads, -1)).permute(1, 2, 0)  # [H, d, P]
+        parts = [read, self.features.weight.to(wide)]
         if c.inter_frame:
-            parts.append(self.difference.weight)
+            parts.append(self.difference.weight.to(wide))
         return ScoreFold(
-            columns=(torch.cat(parts) * self.video_norm.weight).T,
-            values=(value @ written).flatten(0, 1),
+            columns=(torch.cat(parts) * self.video_norm.weight.to(wide)).T,
+            values=(value.transpose(0, 1) @ written).flatten(0, 1),
             heads=c.heads,
-            token=self.token_head.weights,
-            frame=self.frame_head.weights,
+            token=self.token_head.weights(wide),
+            frame=self.frame_head.weights(wide),
             eps=c.rms_norm_eps,
             score_bound=c.score_bound,
         )
+
+    @property
+    def _wide(self) -> torch.dtype:
+        """What scores are computed in: float32, or float64 for a policy in float64."""
+        return torch.promote_types(self.query.weight.dtype, torch.float32)
 
     def read_question(self, question: Tensor) -> Tensor:
         """The slots `[Q, width]` that the video attends to.
@@ -272,8 +282,6 @@ class _Head(nn.Module):
         nn.init.zeros_(self.hidden.bias)
         nn.init.zeros_(self.score.bias)
 
-    @property
-    def weights(self) -> HeadWeights:
-        return HeadWeights(
-            self.bias, self.hidden.weight, self.hidden.bias, self.score.weight, self.score.bias
-        )
+    def weights(self, dtype: torch.dtype) -> HeadWeights:
+        own = (self.bias, self.hidden.weight, self.hidden.bias, self.score.weight, self.score.bias)
+        return HeadWeights(*(weight.to(dtype) for weight in own))

@@ -121,7 +121,11 @@ class SurprisePolicy(StoredPolicy):
         return Scores(token)
 
     def plain(self, prompt: Prompt) -> Scores:
-        """The formula of ALGORITHMS 2.1 as it stands, without folding."""
+        """The formula of ALGORITHMS 2.1 as it stands, without folding.
+
+        The first layer reads the video in the precision of its weights; what follows is in float32,
+        or in float64 for a policy in float64.
+        """
         self._check(prompt)
         tokens = []
         videos = prompt.video_embeds.split(list(prompt.grid.tokens_per_video))
@@ -130,20 +134,32 @@ class SurprisePolicy(StoredPolicy):
             if self.config.surprise:
                 residual = difference_to_previous_frame(state, height * width)
                 state = torch.cat((state, residual), dim=1)
-            hidden = F.silu(self.second(F.silu(self.first(state))))
-            tokens.append(self.last(hidden)[:, 0])
+            hidden = self.first(state)
+            with torch.autocast(hidden.device.type, enabled=False):
+                for layer in (self.second, self.last):
+                    weight, bias = layer.weight.to(self._wide), layer.bias.to(self._wide)
+                    hidden = F.linear(F.silu(hidden.to(self._wide)), weight, bias)
+            tokens.append(hidden[:, 0])
         token = torch.cat(tokens)
         bound = self.config.score_bound
         return Scores(token if bound is None else bound * torch.tanh(token / bound))
 
+    @property
+    def _wide(self) -> torch.dtype:
+        """What scores are computed in: float32, or float64 for a policy in float64."""
+        return torch.promote_types(self.first.weight.dtype, torch.float32)
+
     def fold(self) -> ScoreFold:
         """The weights as `cacovid.ops.score` takes them; exact up to rounding.
+
+        In float32, or in float64 for a policy in float64, whatever the precision of the weights.
 
         The op's attention has one slot of no effect, its frame head one feature of no effect; the
         second layer is widened to a square by rows of zeros, whose SiLU is 0.
         """
-        c = self.config
-        weight = self.first.weight * self.norm.weight.repeat(2 if c.surprise else 1)
+        c, wide = self.config, self._wide
+        norm = self.norm.weight.to(wide).repeat(2 if c.surprise else 1)
+        weight = self.first.weight.to(wide) * norm
         own, residual = weight[:, : c.hidden_size], weight[:, c.hidden_size :]
         nothing = weight.new_zeros((1, c.hidden_size))
         parts = [nothing, own, nothing]
@@ -156,11 +172,11 @@ class SurprisePolicy(StoredPolicy):
             values=weight.new_zeros((1, c.width + 1)),
             heads=1,
             token=HeadWeights(
-                self.first.bias,
-                F.pad(self.second.weight, (0, 0, 0, extra)),
-                F.pad(self.second.bias, (0, extra)),
-                F.pad(self.last.weight, (0, extra)),
-                self.last.bias,
+                self.first.bias.to(wide),
+                F.pad(self.second.weight.to(wide), (0, 0, 0, extra)),
+                F.pad(self.second.bias.to(wide), (0, extra)),
+                F.pad(self.last.weight.to(wide), (0, extra)),
+                self.last.bias.to(wide),
             ),
             frame=HeadWeights(zero, zero[:, None], zero, zero[:, None], zero),
             eps=c.rms_norm_eps,

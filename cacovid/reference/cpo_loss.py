@@ -45,22 +45,25 @@ def cpo_loss(
 
     Args:
         token_scores: `[N]` float, `log pi(keep) = logsigmoid(score)`; differentiable.
-        frame_scores: `[F]` float; differentiable.
+        frame_scores: `[F]` float; differentiable. Without frame rollouts `[0]`, with masks `[0, 0]`
+            and rewards `[0]`: the frames' part is then 0.
         old_token_scores: `[N]`, the scores that the rollouts were drawn from.
         old_frame_scores: `[F]`, likewise.
         token_masks: `[G, N]` bool, True where a token was kept.
         frame_masks: `[G', F]` bool, True where a frame was drawn.
-        token_rewards: `[G]` float.
-        frame_rewards: `[G']` float.
-        clip: How far below and above 1 the ratio counts.
+        token_rewards: `[G]` float; one that is NaN or infinite makes the loss NaN.
+        frame_rewards: `[G']` float, likewise.
+        clip: How far below 1, in [0, 1], and above 1, at least 0, the ratio counts.
         kl_weight: Weight of `exp(log 1/2 - log pi) - (log 1/2 - log pi) - 1`.
 
     Returns:
         `Loss(total, token, frame)` in float32, or float64 for scores in float64.
 
     Raises:
-        InvalidInputError: for shapes that do not fit.
+        InvalidInputError: for shapes that do not fit, scores without rollouts, or a clip out of
+            range.
     """
+    check_clip(clip)
     token = _part(
         "token", token_scores, old_token_scores, token_masks, token_rewards, clip, kl_weight, True
     )
@@ -70,9 +73,21 @@ def cpo_loss(
     return Loss(token + frame, token, frame)
 
 
+def check_clip(clip: tuple[float, float]) -> None:
+    """Raises:
+    InvalidInputError: unless `clip` is two numbers that leave an interval around 1.
+    """
+    low, high = clip if len(clip) == 2 else (math.nan, math.nan)
+    if not (0.0 <= low <= 1.0 and 0.0 <= high < math.inf):
+        raise InvalidInputError(
+            f"clip is {tuple(clip)}; expected two numbers: how far the probability ratio counts "
+            f"below 1, in [0, 1], and above it, at least 0"
+        )
+
+
 def check_part(name: str, scores: Tensor, old: Tensor, masks: Tensor, rewards: Tensor) -> None:
     """Raises:
-    InvalidInputError: for shapes, dtypes or devices that do not fit each other.
+    InvalidInputError: for shapes, dtypes or devices that do not fit each other, or no rollouts.
     """
     if not scores.is_floating_point():
         raise InvalidInputError(f"{name} scores are {scores.dtype}; expected floating point scores")
@@ -93,6 +108,12 @@ def check_part(name: str, scores: Tensor, old: Tensor, masks: Tensor, rewards: T
             f"{tuple(masks.shape)} and rewards {tuple(rewards.shape)} do not fit; expected [n], "
             f"[n], [G, n] and [G]"
         )
+    if not masks.numel() and (name == "token" or masks.shape != (0, 0)):
+        no_part = "; without frame rollouts, scores [0] and masks [0, 0]" if name == "frame" else ""
+        raise InvalidInputError(
+            f"{name} masks are {tuple(masks.shape)}: {masks.shape[0]} rollouts of "
+            f"{masks.shape[1]} scores; expected [G, n], G >= 1 and n >= 1{no_part}"
+        )
 
 
 def _part(
@@ -106,6 +127,8 @@ def _part(
     balanced: bool,
 ) -> Tensor:
     check_part(name, scores, old, masks, rewards)
+    if not masks.numel():
+        return scores.to(torch.promote_types(scores.dtype, torch.float32)).sum()
     # In half precision rewards that differ by little are the same, or have another mean than 0.
     scores, old = (s.to(torch.promote_types(s.dtype, torch.float32)) for s in (scores, old))
     kept = masks.bool()

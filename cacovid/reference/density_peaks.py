@@ -7,6 +7,8 @@ from torch import Tensor
 
 from cacovid.reference._checks import at_least_one, rows_and_count
 
+_LOG2_OF_E = 1.4426950408889634
+
 
 def density_peaks(rows: Tensor, k: int, neighbours: int = 4) -> Tensor:
     """The `k` rows that are dense and far from denser ones.
@@ -14,8 +16,9 @@ def density_peaks(rows: Tensor, k: int, neighbours: int = 4) -> Tensor:
     `d_ij = |x_i - x_j| / sqrt(D)`; `rho_i = exp(-mean of the smallest min(neighbours, M) d_ij^2)`,
     the row itself counted; `delta_i` is the smallest distance to a denser row, the largest
     distance of all where none is denser. The largest `rho * delta` are kept, ties to the lowest
-    index. In float64, so that backends agree; densities are compared by their exponents, which
-    neither vanish nor round.
+    index. In float64, so that backends agree. Densities are compared by their exponents, which
+    neither vanish nor round, and products by a whole exponent of 2 and a mantissa: a density that
+    float64 has no number for (a mean squared distance above `745 D`) still ranks its row.
 
     Args:
         rows: `[M, D]` float, finite; used in float64.
@@ -38,7 +41,30 @@ def density_peaks(rows: Tensor, k: int, neighbours: int = 4) -> Tensor:
     denser = spread[None, :] < spread[:, None]
     nearest_denser = squared.masked_fill(~denser, torch.inf).amin(dim=1)
     nearest = torch.where(denser.any(dim=1), nearest_denser, squared.max())
-    density = (-spread / (near * x.shape[1])).exp()
-    separation = (nearest / x.shape[1]).sqrt()
-    order = (density * separation).argsort(descending=True, stable=True)
+    order = torch.arange(len(x), device=x.device)
+    for digits in reversed(_product(spread / (near * x.shape[1]), (nearest / x.shape[1]).sqrt())):
+        order = order[digits[order].argsort(descending=True, stable=True)]
     return order[:k].sort().values
+
+
+def _product(mean: Tensor, separation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`exp(-mean) * separation` as numbers to rank by: first, where equal second, and so on.
+
+    The product is `mantissa * 2**(exponent + lost)`; `lost` is what float64 rounds away from
+    exponents beyond `2**53`, else 0. A separation of 0 comes last.
+
+    Args:
+        mean: `[M]` float64, at least 0.
+        separation: `[M]` float64, at least 0.
+
+    Returns:
+        `exponent`, `lost` and `mantissa`, `[M]` float64 each.
+    """
+    halvings = mean * _LOG2_OF_E
+    whole = halvings.floor()
+    mantissa, own = torch.frexp(torch.exp2(whole - halvings) * separation)
+    exponent = own - whole
+    # Knuth's two-sum: exact.
+    back = exponent - own
+    lost = (own - (exponent - back)) + (-whole - back)
+    return exponent.masked_fill(separation == 0, -torch.inf), lost, mantissa

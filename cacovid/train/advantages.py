@@ -33,7 +33,8 @@ def split_advantages(
     - `"surplus"`: `r = s * d`; safe `(r - mean) / (std + 1e-4)`, else `r`, which is negative.
 
     Mean and (unbiased) standard deviation are those of the safe rollouts; one that is safe alone
-    has the advantage 0.
+    has the advantage 0, and so have safe ones of one and the same value, whose mean may differ from
+    it by rounding.
 
     Args:
         surplus: `[G]` float: cross-entropy from all tokens, less that from the kept ones, and the
@@ -66,7 +67,7 @@ def split_advantages(
     value = sparsity if reading == "sparsity" else sparsity * surplus
     penalty = -penalty_weight * sparsity if reading == "sparsity" else value
     count = int(safe.sum())
-    if count < 2:
-        return torch.where(safe, torch.zeros_like(value), penalty)
     own = value[safe]
+    if count < 2 or bool((own == own[0]).all()):
+        return torch.where(safe, torch.zeros_like(value), penalty)
     return torch.where(safe, (value - own.mean()) / (own.std() + _EPSILON), penalty)

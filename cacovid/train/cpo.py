@@ -126,10 +126,12 @@ class CPO:
         masks, frame_masks, rewards, frame_rewards = progress.replay.tensors()
         old, own = progress.old, self.settings
         assert old is not None
-        frame_scores = scores.frame if scores.frame is not None else scores.token[:0]
-        if scores.frame is None:
-            frame_masks = frame_masks[:, :0]  # no frame was drawn, and none has a score
-        old_frames = old.frame if old.frame is not None else old.token[:0]
+        frame_scores, old_frames = scores.frame, old.frame
+        if frame_scores is None or old_frames is None or not len(frame_masks):
+            # No frame was drawn, or none has a score: a part of nothing, which is 0.
+            frame_scores, old_frames = scores.token[:0], old.token[:0]
+            frame_masks = frame_masks[:0, :0]
+            frame_rewards = frame_rewards[:0]
         result = ops.cpo_loss(
             scores.token + own.keep_logit,
             frame_scores,
@@ -142,7 +144,7 @@ class CPO:
             clip=own.clip,
             kl_weight=own.kl_weight,
         )
-        loss = result.total if len(frame_masks) else result.token
+        loss = result.total
         if own.spread_weight:
             loss = loss + own.spread_weight * scores.token.square().mean()
             if scores.frame is not None:

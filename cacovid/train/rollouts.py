@@ -33,7 +33,8 @@ class RolloutSettings:
         sampler: `"ocss"`, or for comparison `"mixed"` (*ours*: every token of a frame by its
             sub-space's probability times its weight there, so that tokens of several sub-spaces
             meet), `"multinomial"` (the scores' softmax over a frame) or `"uniform"`; all without
-            replacement.
+            replacement. Of the frame rollouts only `"uniform"` changes the law: the others draw
+            frames by the softmax of the frame scores with its cap of 3/t, as `"ocss"` does.
         subspace_factor: `lambda` of OCSS.
         max_subspace_prob: Cap on a sub-space's probability; None: `clip(2/l, 0.1, 0.9)`.
         greedy: Whether the first rollout is not drawn but greedy, the best scores, as published.

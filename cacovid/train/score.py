@@ -116,6 +116,7 @@ class SCORE:
             surplus, 1.0 - kept, reading=own.reading, penalty_weight=own.penalty_weight
         )
         loss = ops.reinforce_loss(logits, masks, advantages)
+        varied = bool(((surplus != surplus[0]) | (kept != kept[0])).any())
         if own.spread_weight:
             loss = loss + own.spread_weight * logits.square().mean()
         return Update(
@@ -126,7 +127,7 @@ class SCORE:
                 "kept": float(kept.mean()),
                 "surplus": float(surplus.mean()),
                 "emptied": emptied,
-                "zero_variance": float(not bool(advantages.any())),
+                "zero_variance": float(not (varied and bool(advantages.any()))),
             },
         )
 

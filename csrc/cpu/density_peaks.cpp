@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "../common/checks.h"
-#include "cacovid/exponential.h"
+#include "cacovid/peak_value.h"
 #include "distances.h"
 
 namespace cacovid {
@@ -52,7 +52,7 @@ Tensor density_peaks_cpu(const Tensor& rows, int64_t k, int64_t neighbours) {
     }
   });
   const double largest = *std::max_element(distances.begin(), distances.end());
-  std::vector<double> value(count);
+  std::vector<PeakValue> value(count);
   torch::stable::parallel_for(0, count, 16, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const double* row = distances.data() + i * count;
@@ -61,14 +61,13 @@ Tensor density_peaks_cpu(const Tensor& rows, int64_t k, int64_t neighbours) {
         if (spread[j] < spread[i] && row[j] < nearest) nearest = row[j];
       }
       if (std::isinf(nearest)) nearest = largest;
-      const double density = exp_of_negative(-spread[i] / static_cast<double>(near * width));
-      value[i] = density * std::sqrt(nearest / static_cast<double>(width));
+      value[i] = peak_value(spread[i], nearest, near, width);
     }
   });
   std::vector<int64_t> order(count);
   std::iota(order.begin(), order.end(), 0);
   std::nth_element(order.begin(), order.begin() + (k - 1), order.end(), [&](int64_t a, int64_t b) {
-    return value[a] != value[b] ? value[a] > value[b] : a < b;
+    return is_above(value[a], value[b]) || (!is_above(value[b], value[a]) && a < b);
   });
   std::sort(order.begin(), order.begin() + k);
   Tensor keep = torch::stable::new_empty(x, {k}, ScalarType::Long);

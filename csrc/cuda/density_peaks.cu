@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kThreads) value_kernel(DensityPeaks<Element> p
 }
 
 static __global__ void __launch_bounds__(kThreads)
-    choose_kernel(const double* values, int64_t count, int64_t k, bool* chosen) {
+    choose_kernel(const PeakValue* values, int64_t count, int64_t k, bool* chosen) {
   __shared__ int64_t memory[kThreads];
   CudaBlock<kThreads> block(memory);
   choose_values_block(block, values, count, k, blockIdx.x, chosen);
@@ -47,7 +47,7 @@ static __global__ void __launch_bounds__(kLargeThreads)
 }
 
 template <class Element>
-void launch(const Element* rows, const Tensor& like, int64_t near, double* scratch,
+void launch(const Element* rows, const Tensor& like, int64_t near, PeakValue* scratch,
             cudaStream_t stream) {
   DensityPeaks<Element> p{};
   p.rows = rows;
@@ -55,7 +55,7 @@ void launch(const Element* rows, const Tensor& like, int64_t near, double* scrat
   p.width = like.size(1);
   p.near = near;
   p.value = scratch;
-  p.spread = p.value + p.count;
+  p.spread = reinterpret_cast<double*>(p.value + p.count);
   p.largest = p.spread + p.count;
   p.distances = p.largest + p.count;
   constexpr int64_t kColumns = kThreads / kDistanceLanes * kRowsOfATile;
@@ -78,8 +78,8 @@ Tensor density_peaks_cuda(const Tensor& rows, int64_t k, int64_t neighbours) {
   const Tensor x = torch::stable::contiguous(rows);
   Tensor keep = torch::stable::new_empty(x, {k}, ScalarType::Long);
   Tensor chosen = torch::stable::new_empty(x, {count}, ScalarType::Bool);
-  Tensor scratch = torch::stable::new_empty(x, {count * (count + 3)}, ScalarType::Double);
-  double* values = scratch.mutable_data_ptr<double>();
+  Tensor scratch = torch::stable::new_empty(x, {count * (count + 4)}, ScalarType::Double);
+  PeakValue* values = reinterpret_cast<PeakValue*>(scratch.mutable_data_ptr<double>());
   with_elements(
       x, [&](const auto* data) { launch(data, x, std::min(neighbours, count), values, stream); });
   bool* flags = chosen.mutable_data_ptr<bool>();

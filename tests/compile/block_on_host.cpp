@@ -219,7 +219,8 @@ void farthest(int threads, int64_t groups, const Element* rows, int64_t count, i
 template <class Element>
 void peaks(int threads, const Element* rows, int64_t count, int64_t width, int64_t near, int64_t k,
            int64_t* keep) {
-  std::vector<double> distances(count * count, -1.0), spread(count), largest(count), value(count);
+  std::vector<double> distances(count * count, -1.0), spread(count), largest(count);
+  std::vector<cacovid::PeakValue> value(count);
   const std::unique_ptr<bool[]> chosen(new bool[count]);
   const cacovid::DensityPeaks<Element> p{
       rows, count, width, near, distances.data(), spread.data(), largest.data(), value.data()};

@@ -248,6 +248,8 @@ def _rows(kind: str, count: int, width: int) -> Tensor:
         return rows[torch.arange(count) * 7 % max(1, count // 2)]
     if kind == "tiny":
         return rows * 1e-30
+    if kind == "far":  # densities below what float64 holds
+        return rows * 60.0
     if kind == "huge":
         return rows * 1e25
     return rows.to({"bfloat16": torch.bfloat16, "float16": torch.float16}.get(kind, rows.dtype))
@@ -255,7 +257,7 @@ def _rows(kind: str, count: int, width: int) -> Tensor:
 
 ROWS = [
     (kind, count, width)
-    for kind in ("normal", "integers", "copies", "tiny", "huge", "bfloat16", "float16")
+    for kind in ("normal", "integers", "copies", "tiny", "far", "huge", "bfloat16", "float16")
     for count, width in ((1, 3), (7, 8), (40, 17), (130, 24))
 ]
 

@@ -51,6 +51,19 @@ def test_fastv_where_the_first_layers_use_the_budget_up(make):
     assert hook.selection.keep.tolist() == [3, 4, 5]
 
 
+@pytest.mark.parametrize(
+    ("retention", "kept"), [(0.0714, 71), (0.0715, 1), (0.072, 1), (0.0732, 1), (0.1, 30)]
+)
+def test_fastv_keeps_one_token_where_less_than_one_is_left_for_a_layer(make, retention, kept):
+    # Of 28 layers two run on 1000 tokens: 28 r * 1000 - 2000 are left for 26 layers.
+    prompt = make.pack([torch.zeros(10, 10, 10, 2)], [torch.zeros(1, 2)])
+    hook = methods.get("fastv")(prompt, retention)
+    hook.begin(28)
+    for layer in range(3):
+        hook.before(layer, prompt.embeds, lambda: torch.zeros(1002))
+    assert hook.counts_now == [kept]
+
+
 def test_fastv_in_a_model_of_too_few_layers(make):
     prompt = make.pack([torch.zeros(1, 2, 3, 4)], [torch.zeros(1, 4)])
     with pytest.raises(InvalidInputError, match="the model has 2"):
@@ -91,6 +104,50 @@ def test_framefusion_merges_no_more_than_the_budget_asks_for(make):
     for layer in (1, 2):
         assert hook.before(layer, reduced.hidden, lambda: torch.zeros(8)) is None
     assert hook.layer_average == 0.75
+
+
+@pytest.fixture
+def merging_without_end(monkeypatch):
+    """An eighth of what is left merges before every layer, in videos of more than 16 tokens."""
+
+    def an_eighth(rows, place, most):
+        into = torch.zeros(len(rows), dtype=torch.bool)
+        if len(rows) > 16:
+            into[1 : 1 + min(most, -(-len(rows) // 8))] = True
+        return into
+
+    monkeypatch.setattr("cacovid.methods.framefusion.merges", an_eighth)
+
+
+@pytest.mark.parametrize(("depth", "retention"), [(28, 0.1), (7, 0.5), (28, 0.5)])
+def test_framefusion_prunes_in_time(depth, retention, make, merging_without_end):
+    video = torch.ones(64, 1, 8, 2)
+    hook = methods.get("framefusion")(make.pack([video], [torch.zeros(1, 2)]), retention)
+    hook.begin(depth)
+    rows = hook.length
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for layer in range(depth):
+            received = torch.arange(float(rows))
+            given = None if layer == 0 else (lambda values=received: values)
+            reduced = hook.before(layer, torch.ones(rows, 2), given)
+            rows = rows if reduced is None else len(reduced.rows)
+    assert 0.9 * retention < hook.layer_average <= retention
+
+
+def test_framefusion_prunes_each_video_when_its_own_merging_ends(make, merging_without_end):
+    prompt = make.pack(
+        [torch.ones(4, 1, 4, 2), torch.ones(64, 1, 8, 2)], [torch.zeros(1, 2), torch.zeros(0, 2)]
+    )
+    alone = type(prompt)(
+        prompt.embeds, prompt.position_ids, prompt.video_index, prompt.question_index, prompt.grid
+    )
+    hook = methods.get("framefusion")(alone, 0.5)
+    hook.begin(6)
+    reduced = hook.before(0, alone.embeds, None)
+    assert hook.counts_now == [16, 448]  # nothing of the first merges, so that merging ends
+    hook.before(1, reduced.hidden, lambda: torch.arange(float(len(reduced.rows))))
+    assert hook.counts_now == [(3 * 16 - 16) // 5, 392]
 
 
 def test_merging_pieces():

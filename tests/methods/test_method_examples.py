@@ -90,6 +90,18 @@ def test_divprune(make):
     assert method(prompt, 0.8).keep.tolist() == [0, 1, 2, 4]
 
 
+def test_divprune_begins_with_the_loneliest_also_where_it_is_zero(make):
+    # Cosines below 1/2 from the row of zeros, at distance 1/2; of the others, 10 degrees apart, the
+    # nearest are far nearer.
+    rows = [*turned([0, 10, 20, 30], [1, 5, 2, 1]), [0.0, 0.0], [0.0, 0.0]]
+    method = methods.get("divprune")
+    prompt = line(rows[:5], make)
+    assert method(prompt, 0.2).keep.tolist() == [4]
+    assert 4 in method(prompt, 0.4).keep.tolist() and 4 in method(prompt, 0.8).keep.tolist()
+    # Two of them are copies, and as lonely as no other is.
+    assert 4 not in method(line(rows, make), 1 / 6).keep.tolist()
+
+
 def test_dpc_knn(make):
     prompt = line([0.0, 1.0, 2.0, 10.0, 11.0, 30.0], make)
     method = methods.get("dpc_knn:3")
@@ -110,6 +122,15 @@ def test_dpc_knn_chooses_as_the_reference_where_frames_repeat(make, scenes):
         expected = reference.density_peaks(prompt.video_embeds, k)
         kept = methods.get("dpc_knn")(prompt, k / 288).keep
         assert kept.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("scale", [1.0, 50.0, 1e3])
+def test_dpc_knn_chooses_as_the_reference_where_densities_are_beyond_float64(make, scale):
+    video = torch.randn(6, 3, 3, 16, generator=torch.Generator().manual_seed(5)) * scale
+    prompt = make.pack([video], [torch.zeros(1, 16)])
+    for k in (3, 5, 20):
+        expected = reference.density_peaks(prompt.video_embeds, k)
+        assert methods.get("dpc_knn")(prompt, k / 54).keep.tolist() == expected.tolist()
 
 
 def test_vidcom2(make):
@@ -144,6 +165,16 @@ def test_cdpruner(make):
     assert method(prompt, 0.5).keep.tolist() == [0, 2]
     # Two dimensions are used up: the most relevant one that is left.
     assert method(prompt, 0.75).keep.tolist() == [0, 1, 2]
+
+
+def test_cdpruner_takes_the_first_of_copies(make):
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        frame = torch.randn(1, 5, 7, 129, generator=generator)
+        question = torch.randn(3, 129, generator=generator)
+        prompt = make.pack([frame.expand(6, -1, -1, -1)], [question])
+        kept = methods.get("cdpruner")(prompt, 12 / 210).keep
+        assert len(kept) == 12 and int(kept.max()) < 35
 
 
 def test_cdpruner_takes_each_videos_own_question(make):

@@ -13,7 +13,7 @@ from cacovid.methods.cdpruner import greedy_determinant
 from cacovid.methods.cosine import cosine_to_next, unit_rows
 from cacovid.methods.density import density_peak_scores
 from cacovid.methods.divprune import farthest_from, loneliest
-from cacovid.methods.exact import exact_rows
+from cacovid.methods.exact import exact_rows, first_copies
 from cacovid.methods.fastvid import merge_into
 from cacovid.methods.prunevid import cluster_means, still_positions
 from cacovid.methods.segments import Segments, by_cuts, by_gain, contiguous
@@ -85,6 +85,31 @@ def test_farthest_first_from_a_given_row(count, width):
         for k in {1, 2, count // 2 or 1, count}:
             got = farthest_from(rows, torch.tensor([first]), k)
             assert got.tolist() == plain_max_min(rows, first, k)
+
+
+def test_farthest_first_from_a_row_of_zeros():
+    rows = unit_rows(rows_of(40, 6).abs())
+    rows[[0, 7, 21]] = 0.0
+    distance = torch.cdist(rows.double(), rows.double()).square()
+    for k in (1, 2, 9, 30):
+        chosen = [0]
+        while len(chosen) < k:
+            nearest = distance[:, chosen].amin(dim=1)
+            nearest[chosen] = -1.0
+            chosen.append(int(nearest.argmax()))
+        assert farthest_from(rows, torch.tensor([0]), k).tolist() == sorted(chosen)
+
+
+def test_first_copies():
+    rows = rows_of(50, 33)
+    rows = rows[torch.randint(0, 50, (300,), generator=torch.Generator().manual_seed(1))]
+    rows[100:200] = rows[100:200].sign()  # bits of few kinds
+    rows[::7] = 0.0
+    rows[14] = -0.0
+    same = (rows[:, None] == rows[None]).all(dim=-1)
+    expected = same.to(torch.int8).argmax(dim=1)
+    assert torch.equal(first_copies(rows), expected) and len(expected.unique()) < 160
+    assert first_copies(rows[:1]).tolist() == [0]
 
 
 def test_the_loneliest_row_in_blocks_of_any_height():

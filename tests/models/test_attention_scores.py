@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -80,6 +82,23 @@ def test_no_question(model, batch):
     prompt = adapter_for(model).embed(model, batch, question=QuestionSource(mask=mask)).prompt
     with pytest.raises(InvalidInputError, match="prompt 0 has no question tokens"):
         received_attention(model, prompt, 1, "question")
+
+
+def test_a_question_before_the_video(model, embedded):
+    prompt = embedded.prompt
+    before = prompt.video_index[0] - 1  # before both videos of the first prompt
+    own = prompt.question_index >= prompt.prompt_offsets[1]
+    moved = torch.cat((before[None], prompt.question_index[own]))
+    early = dataclasses.replace(prompt, question_index=moved, question_offsets=None)
+    with pytest.raises(InvalidInputError, match="question of prompt 0 ends before a video begins"):
+        received_attention(model, early, 1, "question")
+    assert bool((received_attention(model, early, 1, "last") > 0).any())
+    # Between the two videos of the prompt: the second one sees none of it.
+    between = dataclasses.replace(
+        early, question_index=torch.cat((prompt.video_index[:1], moved[1:]))
+    )
+    with pytest.raises(InvalidInputError, match="ends before a video begins"):
+        received_attention(model, between, 1, "question")
 
 
 def test_later_layers_do_not_run(model, embedded):

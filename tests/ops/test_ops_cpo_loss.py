@@ -99,6 +99,16 @@ def test_shapes_and_devices_that_do_not_fit() -> None:
         ops.cpo_loss(*inputs[:4], inputs[4].to("meta"), *inputs[5:], **named)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference", None])
+def test_what_gives_no_loss_is_named(backend: str | None) -> None:
+    inputs, named = _inputs(5)
+    with pytest.raises(InvalidInputError, match=r"clip is \(2, -1\)"):
+        ops.cpo_loss(*inputs, **{**named, "clip": (2, -1)}, backend=backend)
+    none = (*inputs[:5], inputs[5][:0], inputs[6], inputs[7][:0])
+    with pytest.raises(InvalidInputError, match=r"frame masks are .*0 rollouts"):
+        ops.cpo_loss(*none, **named, backend=backend)
+
+
 def test_fullgraph() -> None:
     inputs, named = _inputs(2)
 

@@ -161,6 +161,15 @@ def test_random_rows_equal_reference(op: str, kind: str) -> None:
         assert torch.equal(function(rows, k, backend="cpu"), expected), (seed, count, width, k)
 
 
+@pytest.mark.parametrize("scale", [30.0, 50.0, 1e3, 1e9, 1e15])
+@pytest.mark.parametrize("neighbours", [2, 4])
+def test_density_peaks_of_rows_far_apart_equal_reference(scale: float, neighbours: int) -> None:
+    rows = _random_rows("normal", 54, 16, 5) * scale
+    kept = ops.density_peaks(rows, 5, neighbours, backend="cpu")
+    assert torch.equal(kept, ops.density_peaks(rows, 5, neighbours, backend="reference"))
+    assert kept.tolist() != [0, 1, 2, 3, 4]  # as products that all vanish would choose
+
+
 @pytest.mark.parametrize("kind", ["normal", "clusters", "copies", "far"])
 def test_farthest_points_of_many_rows_equal_reference(kind: str) -> None:
     # More rows than a thread scans at a time; most are never measured from most chosen rows.

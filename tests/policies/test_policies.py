@@ -103,6 +103,28 @@ def test_folded_equals_plain(settings, questions):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("settings", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision_give_scores_in_float32(settings, dtype):
+    policy = randomised(small("cross", **settings))
+    prompt = prompt_of((3, 2, 3), dtype=torch.float32)
+    expected = policy.plain(prompt)
+    policy.to(dtype)
+    plain = policy.plain(prompt)
+    with torch.no_grad():
+        fold = policy.fold(prompt.question_embeds)
+        folded = policy(prompt)
+    folded_weights = (fold.columns, fold.values, *fold.token, *fold.frame)
+    assert {weight.dtype for weight in folded_weights} == {torch.float32}
+    for of in ("token", "frame"):
+        own = getattr(expected, of).detach()
+        for scores in (plain, folded):
+            got = getattr(scores, of).detach()
+            assert got.dtype == torch.float32
+            assert not torch.equal(got, got.to(dtype).float())
+            assert float((got - own).abs().max()) < 0.2 * float(own.abs().max())
+
+
 @pytest.mark.parametrize("slots", [0, 4])
 def test_autocast_changes_nothing_without_a_gradient(slots):
     policy = small("cross", slots=slots)

@@ -198,3 +198,19 @@ def test_a_session_keeps_the_same_top_k():
     broken[3] = math.nan
     with pytest.raises(InvalidInputError, match="scores have NaN"):
         session(broken, prompt.question_embeds, places)
+
+
+@pytest.mark.parametrize("bound", [None, 3.0])
+def test_weights_in_half_precision_give_scores_in_float32(bound):
+    policy = small(score_bound=bound)
+    prompt = prompt_of(SIZES, dtype=torch.float32)
+    expected = policy.plain(prompt).token
+    policy.to(torch.bfloat16)
+    with torch.no_grad():
+        for scores in (policy(prompt), policy.plain(prompt)):
+            assert scores.token.dtype == torch.float32
+            assert not torch.equal(scores.token, scores.token.bfloat16().float())
+            assert float((scores.token - expected).abs().max()) < 0.1 * float(expected.abs().max())
+    fold = policy.fold()
+    folded_weights = (fold.columns, fold.values, *fold.token, *fold.frame)
+    assert {weight.dtype for weight in folded_weights} == {torch.float32}

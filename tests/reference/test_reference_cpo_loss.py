@@ -79,3 +79,27 @@ def test_shapes_that_do_not_fit_are_named():
     bad[6] = bad[6][:4]
     with pytest.raises(InvalidInputError, match=r"token scores \(12,\).*rewards \(4,\)"):
         cpo_loss(*bad)
+
+
+def test_what_gives_no_loss_is_named():
+    for clip in ((2.0, -1.0), (0.2, -0.1), (1.5, 0.2), (float("nan"), 0.2), (0.2,)):
+        with pytest.raises(InvalidInputError, match=r"clip is .*how far the probability ratio"):
+            cpo_loss(*arguments(), clip=clip)
+    for part, name in ((0, "token"), (1, "frame")):
+        none = arguments()
+        none[4 + part], none[6 + part] = none[4 + part][:0], none[6 + part][:0]
+        with pytest.raises(InvalidInputError, match=rf"{name} masks are .*0 rollouts.*G >= 1"):
+            cpo_loss(*none)
+
+
+def test_without_frames_the_tokens_are_all():
+    token, frame, old, old_frame, masks, frame_masks, rewards, frame_rewards = arguments()
+    token.requires_grad_()
+    loss = cpo_loss(
+        token, frame[:0], old, old_frame[:0], masks, frame_masks[:0, :0], rewards, frame_rewards[:0]
+    )
+    whole = cpo_loss(
+        token, frame, old, old_frame, masks, frame_masks, rewards, frame_rewards
+    )
+    assert float(loss.frame) == 0.0 and loss.total == loss.token == whole.token
+    assert torch.autograd.grad(loss.total, token)[0].abs().max() > 0

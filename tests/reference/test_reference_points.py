@@ -1,6 +1,7 @@
 """Density peaks and farthest points: worked examples and a plain statement of the formula."""
 
 import math
+from decimal import Decimal, localcontext
 
 import pytest
 import torch
@@ -31,6 +32,34 @@ def test_density_peaks_equals_the_plain_statement(seed):
     rows = torch.randn(23, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     for k in (1, 4, 23):
         assert density_peaks(rows, k).tolist() == plain_density_peaks(rows, k)
+
+
+def exact_density_peaks(rows, k, neighbours):
+    """ALGORITHMS 1.3 by logarithms of sixty digits, which no scale makes vanish."""
+    with localcontext() as context:
+        context.prec = 60
+        x = [[Decimal(v) for v in row] for row in rows.tolist()]
+        d = [[sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) for b in x] for a in x]
+        width, count = len(x[0]), len(x)
+        spread = [sum(sorted(row)[: min(neighbours, count)]) for row in d]
+        value = []
+        for i in range(count):
+            denser = [d[i][j] for j in range(count) if spread[j] < spread[i]]
+            apart = min(denser) if denser else max(max(row) for row in d)
+            log = (apart / width).ln() / 2 if apart else Decimal("-Infinity")
+            value.append(log - spread[i] / (min(neighbours, count) * width))
+    return sorted(sorted(range(count), key=lambda i: (-value[i], i))[:k])
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 20.0, 50.0, 1e3, 1e7, 1e9, 1e15])
+@pytest.mark.parametrize("neighbours", [2, 4])
+def test_densities_below_what_float64_holds_still_rank(scale, neighbours):
+    rows = torch.randn(24, 16, generator=torch.Generator().manual_seed(3)) * scale
+    rows[20:22] = rows[3]  # copies, of separation 0 or alike
+    for k in (1, 5, 15):
+        expected = exact_density_peaks(rows, k, neighbours)
+        assert expected != list(range(k))
+        assert density_peaks(rows, k, neighbours).tolist() == expected
 
 
 def test_density_peaks_takes_one_of_each_cluster():

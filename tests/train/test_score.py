@@ -47,6 +47,26 @@ def test_advantages_by_hand():
         split_advantages(surplus, sparsity[:2])
 
 
+@pytest.mark.parametrize("reading", ["sparsity", "surplus"])
+def test_safe_rollouts_that_are_alike_have_no_advantage(reading):
+    for value in (0.9, 0.7, 1 / 3, 0.123):  # their mean is not always the value itself
+        for count in (3, 7, 16):
+            surplus = torch.full((count + 1,), 0.3)
+            surplus[-1] = -1.0
+            got = split_advantages(surplus, torch.full((count + 1,), value), reading=reading)
+            assert not got[:-1].any() and got[-1] < 0
+
+
+def test_rollouts_that_are_alike_are_told(monkeypatch):
+    one = torch.rand(30, generator=torch.Generator().manual_seed(0)) < 0.3
+    monkeypatch.setattr("cacovid.ops.bernoulli_sample", lambda *_, **__: one.repeat(7, 1))
+    for tokens, safe in ((one, 1.0), (~one, 0.0)):
+        objective = SCORE(SeesTokens(tokens=tokens), SCORESettings(rollouts=7))
+        progress = objective.begin(None, seed=0)
+        metrics = objective.update(Scores(torch.zeros(30, requires_grad=True)), progress).metrics
+        assert metrics["zero_variance"] == 1.0 and metrics["safe"] == safe
+
+
 @pytest.mark.parametrize("words", ["red", "red star and blue ring ."])
 def test_the_target_s_cross_entropy_is_the_model_s_own(model, encoder, samples, words):
     """From all tokens it is the loss that the model computes from ids, pixels and labels."""

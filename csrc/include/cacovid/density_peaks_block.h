@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "cacovid/distances_block.h"
-#include "cacovid/exponential.h"
+#include "cacovid/peak_value.h"
 
 namespace cacovid {
 
@@ -17,7 +17,7 @@ struct DensityPeaks {
   double* distances;  // [count, count], squared
   double* spread;     // [count], sum of the smallest
   double* largest;    // [count], of a row's distances
-  double* value;      // [count], density times separation
+  PeakValue* value;   // [count], density times separation
 };
 
 constexpr int kRowsOfATile = 4;  // and columns of a team
@@ -108,25 +108,31 @@ CACOVID_HD void value_block(Block& block, const DensityPeaks<Element>& p, int64_
   largest = block_max(block, largest);
   if (block.thread() != 0) return;
   const int64_t key = nearest == -INT64_MAX ? largest : -nearest;
-  const double density = exp_of_negative(-own / static_cast<double>(p.near * p.width));
-  p.value[row] = density * sqrt(bit_cast<double>(key) / static_cast<double>(p.width));
+  p.value[row] = peak_value(own, bit_cast<double>(key), p.near, p.width);
 }
 
 // Whether the entries of one tile of rows are among the k largest values, ties to the lowest index.
+//
+// A value takes two numbers of the group's memory: as many rows at a time as half its threads.
 template <class Block>
-CACOVID_HD void choose_values_block(Block& block, const double* values, int64_t count, int64_t k,
+CACOVID_HD void choose_values_block(Block& block, const PeakValue* values, int64_t count, int64_t k,
                                     int64_t tile, bool* chosen) {
   int64_t* shared = block.shared();
+  const int64_t half = block.threads() / 2;
   const int64_t i = tile * block.threads() + block.thread();
-  const int64_t mine = i < count ? distance_key(values[i]) : 0;
+  const PeakValue mine = i < count ? values[i] : PeakValue{0.0, 0.0};
   int64_t rank = 0;
-  for (int64_t begin = 0; begin < count; begin += block.threads()) {
+  for (int64_t begin = 0; begin < count; begin += half) {
     const int64_t j = begin + block.thread();
-    if (j < count) shared[block.thread()] = distance_key(values[j]);
+    if (block.thread() < half && j < count) {
+      shared[block.thread()] = bit_cast<int64_t>(values[j].exponent);
+      shared[half + block.thread()] = bit_cast<int64_t>(values[j].mantissa);
+    }
     block.sync();
-    const int64_t size = min64(block.threads(), count - begin);
+    const int64_t size = min64(half, count - begin);
     for (int64_t s = 0; s < size; ++s) {
-      if (shared[s] > mine || (shared[s] == mine && begin + s < i)) ++rank;
+      const PeakValue other{bit_cast<double>(shared[s]), bit_cast<double>(shared[half + s])};
+      if (is_above(other, mine) || (!is_above(mine, other) && begin + s < i)) ++rank;
     }
     block.sync();
   }
