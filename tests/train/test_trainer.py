@@ -307,7 +307,7 @@ def test_a_run_of_unreadable_videos_ends_without_a_policy(policy, encoder, sampl
     warnings = []
     with pytest.raises(TrainingError, match="2 of 2 samples have unreadable videos, more than"):
         run("none", 2, steps=6).train()
-    with pytest.raises(TrainingError, match="2 of 2 samples .*, so that nothing was learned"):
+    with pytest.raises(TrainingError, match=r"2 of 2 samples .*, so that nothing was learned"):
         run("any", 2, steps=6, max_unreadable=1.0).train()
     with pytest.raises(TrainingError, match="2 of 3 samples"):
         run("most", 3, steps=6).train()
