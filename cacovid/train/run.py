@@ -28,7 +28,13 @@ from cacovid.policies import (
 )
 from cacovid.synthetic import make_pseudo_videos, read_captioned_images
 from cacovid.train.choices import letter_ids
-from cacovid.train.config import DataSection, EvaluationSection, PolicySection, TrainConfig
+from cacovid.train.config import (
+    DataSection,
+    EvaluationSection,
+    PolicySection,
+    TrainConfig,
+    check_objective,
+)
 from cacovid.train.cpo import CPO
 from cacovid.train.curriculum import Curriculum, Stage
 from cacovid.train.data import (
@@ -189,6 +195,7 @@ def prepare(config: TrainConfig, on_stage: Callable[[str], None] = lambda name: 
     )
     torch.manual_seed(config.training.seed)
     policy = make_policy(config.policy, model, config.model).to(device)
+    check_objective(config, has_frames=not isinstance(policy, SurprisePolicy))
     # After the policy, which may start as a layer of the model.
     lockstep = shard_frozen(model, torch.device(device)) if sharded else None
     return Run(config, curriculum, held_out, reward, policy, lockstep)
@@ -316,26 +323,19 @@ def make_policy(section: PolicySection, model: Any, name: str) -> StoredPolicy:
     """The policy of a `policy` section, for a model.
 
     Raises:
-        InvalidInputError: for an unknown type or setting.
+        InvalidInputError: for a setting that does not fit the model.
+        UnsupportedModelError: for a model whose layer is no start (`from_language_model`).
     """
     if section.start is not None:
         return load_policy(section.start, base_model=model).train()
     settings = {"base_model": name, **section.settings}
-    try:
-        if section.type == "cross_attention":
-            width = model.config.get_text_config().hidden_size
-            return CrossAttentionPolicy(CrossAttentionConfig(hidden_size=width, **settings))
-        if section.type == "self_attention":
-            if section.from_language_model:
-                return SelfAttentionPolicy.from_language_model(
-                    model, exchange_roles=section.exchange_roles, **settings
-                )
-            return SelfAttentionPolicy(SelfAttentionConfig(**settings))
-        if section.type == "surprise":
-            width = model.config.get_text_config().hidden_size
-            return SurprisePolicy(SurpriseConfig(hidden_size=width, **settings))
-    except TypeError as error:
-        raise InvalidInputError(f"policy.settings do not fit: {error}") from error
-    raise InvalidInputError(
-        f"policy.type is {section.type!r}; expected cross_attention, self_attention or surprise"
-    )
+    if section.type == "self_attention":
+        if section.from_language_model:
+            return SelfAttentionPolicy.from_language_model(
+                model, exchange_roles=section.exchange_roles, **settings
+            )
+        return SelfAttentionPolicy(SelfAttentionConfig(**settings))
+    width = model.config.get_text_config().hidden_size
+    if section.type == "surprise":
+        return SurprisePolicy(SurpriseConfig(hidden_size=width, **settings))
+    return CrossAttentionPolicy(CrossAttentionConfig(hidden_size=width, **settings))
