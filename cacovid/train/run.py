@@ -15,7 +15,7 @@ from cacovid.errors import InvalidInputError
 from cacovid.methods import PolicyMethod
 from cacovid.models.defaults import model_location, reading_defaults
 from cacovid.models.processing import load_processor
-from cacovid.models.storage import load_whole
+from cacovid.models.storage import load_whole, telling_what_fails
 from cacovid.policies import (
     CrossAttentionConfig,
     CrossAttentionPolicy,
@@ -164,8 +164,10 @@ def prepare(config: TrainConfig, on_stage: Callable[[str], None] = lambda name: 
             [replace(stage, samples=put_plainly(stage.samples)) for stage in curriculum.stages]
         )
     device = training_device(config.device)
-    with plain_launch():  # else transformers may give all processes but the first empty weights
+    # Launched otherwise, transformers may give all processes but the first empty weights.
+    with plain_launch(), telling_what_fails(config.model):
         model = freeze(load_whole(location, reading_dtype(config.dtype, device)))
+        processor = load_processor(location)
     sharded = config.shard_frozen or launched_with_fsdp()
     if sharded and config.objective == "imitation":
         raise InvalidInputError(
@@ -174,7 +176,6 @@ def prepare(config: TrainConfig, on_stage: Callable[[str], None] = lambda name: 
         )
     if not sharded:
         model = model.to(device)
-    processor = load_processor(location)
     check_answerable(curriculum.samples, processor.tokenizer)
     check_answerable(held_out, processor.tokenizer)
     frames = config.data.max_frames or reading.max_frames

@@ -339,6 +339,17 @@ def test_errors_say_what_was_given_and_expected():
         given = {"video": video, "question": question, "positions": positions, **change}
         with pytest.raises(error, match=message):
             session(*given.values())
+    from cacovid import methods
+
+    for wrong, told in (
+        ("uniform", "the name 'uniform'; expected a policy.*load_policy"),
+        (methods.get("uniform"), "the method 'uniform', which selects by itself; expected"),
+        (methods.PolicyMethod(policy), "the method .*Pass its policy: method.policy"),
+        (type(policy), "was given <class .*; expected a policy"),
+        (None, "was given None; expected a policy"),
+    ):
+        with pytest.raises(InvalidInputError, match=told):
+            CompressionSession(wrong, GRID, retention=0.2, device="cpu")
     with pytest.raises(InvalidInputError, match="expected"):
         session(video, question, positions, grid=[(1, 2, 3)])
     with pytest.raises(InvalidInputError, match="retention is 0"):
