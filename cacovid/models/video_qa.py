@@ -57,7 +57,8 @@ class Answer:
         scores: What the method thought of each token; None where it does not score.
         timings: Seconds by stage: `read` (decoding and preparing the frames), `vision`,
             `score+select`, `prefill` (up to the first token), `decode`.
-        tokens: `{"video": N, "kept": K}`.
+        tokens: `{"video": N, "kept": K}`; of a method inside the language model also
+            `"layer_average"`, the tokens that its layers ran on in the mean.
         frames: The frames that the model saw, uint8 `[F, H, W, 3]`.
         timestamps: Seconds of each frame, float64 `[F]`; None for a video given as an array.
         question: The question as it was asked, with its options.
@@ -94,18 +95,25 @@ class Answer:
     def overlay(self, path: str | PathLike[str]) -> Path:
         """Draws the frames with scores and kept tokens: `.png` (all frames) or `.mp4`.
 
-        Question, answer, method and share of the tokens stand above them.
+        Question, answer, method and share of the tokens stand above them; of a method inside the
+        language model also the average over its layers, as the last one's tokens are drawn.
 
         Raises:
             InvalidInputError: for another ending, or a place where no file can be written.
         """
         from cacovid.viz.overlay import write_overlay
 
+        # The picture shows, and counts, what is kept in the last layer.
+        average, video = self.tokens.get("layer_average"), self.tokens["video"]
+        inside = "" if average is None else (
+            f": {average:,} of {video:,} tokens ({100 * average / video:.1f}%) averaged over the "
+            f"layers, {self.tokens['kept']:,} in the last"
+        )  # fmt: skip
         caption = (
             self.question,
             # A missing second line would put the third in the answer's place.
             self.text or NO_ANSWER,
-            f"method {self.method}, retention {self.retention:g}",
+            f"method {self.method}, retention {self.retention:g}{inside}",
         )
         return write_overlay(
             path, self.frames, self.grid, self.scores, self.selection,

@@ -298,14 +298,31 @@ def read_data(section: DataSection) -> Samples:
             section.stills,
         )  # fmt: skip
     if section.kept is not None:
-        try:
-            ids = json.loads(Path(section.kept).read_text())["kept"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InvalidInputError(
-                f"{section.kept} is no list that cacovid filter wrote: {error}"
-            ) from error
-        samples = samples.only(ids)
+        samples = samples.only(_read_kept(section.kept))
     return samples
+
+
+def _read_kept(path: str) -> list[str]:
+    """The ids of a list that `cacovid filter` wrote."""
+    expected = (
+        'expected the list that cacovid filter writes, {"kept": [ids of the questions, as texts]}'
+    )
+    try:
+        found = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise InvalidInputError(f"data.kept: {path} cannot be read: {error}") from error
+    except ValueError as error:
+        raise InvalidInputError(f"data.kept: {path} is not JSON ({error}); {expected}") from error
+    ids = found.get("kept") if isinstance(found, dict) else None
+    if not isinstance(ids, list):
+        what = f"a {type(found).__name__} without 'kept'"
+        if isinstance(found, dict) and "kept" in found:
+            what = f"'kept' as {ids!r:.80}"
+        raise InvalidInputError(f"data.kept: {path} holds {what}; {expected}")
+    wrong = [id for id in ids if not isinstance(id, str)]
+    if wrong:
+        raise InvalidInputError(f"data.kept: {path} holds the id {wrong[0]!r}; {expected}")
+    return ids
 
 
 def read_held_out(section: EvaluationSection) -> Samples:

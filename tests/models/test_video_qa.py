@@ -162,6 +162,23 @@ def test_overlay(qa, lab, tmp_path, ending):
     assert path.stat().st_size > 500
 
 
+def test_an_overlay_tells_the_average_over_the_layers(qa, lab, tmp_path, monkeypatch):
+    import cacovid.viz.overlay as module
+
+    seen = []
+    monkeypatch.setattr(module, "write_overlay", lambda *_, caption, **__: seen.append(caption))
+    answer = qa.ask(lab.clip(1), QUESTION, 0.5, method="fastv:1", max_new_tokens=1)
+    answer.overlay(tmp_path / "out.png")
+    video, kept = answer.tokens["video"], answer.tokens["kept"]
+    average = answer.tokens["layer_average"]
+    assert kept != average and seen[0][2] == (
+        f"method fastv:1, retention 0.5: {average:,} of {video:,} tokens "
+        f"({100 * average / video:.1f}%) averaged over the layers, {kept:,} in the last"
+    )
+    qa.ask(lab.clip(1), QUESTION, 0.5, method="uniform", max_new_tokens=1).overlay("out.png")
+    assert seen[1][2] == "method uniform, retention 0.5"
+
+
 def test_logits_that_are_no_numbers_are_no_answer(folder, lab):
     broken = VideoQA.from_pretrained(folder, device="cpu")
     with torch.no_grad():
