@@ -345,6 +345,10 @@ class CompressionSession:
         def run(video: Tensor, positions: Tensor, *question: Tensor) -> Tensors:
             if fold is None:
                 scores = self.policy(_prompt(video, question[0], positions, grid))
+                if not isinstance(scores, Scores):
+                    raise InvalidInputError(
+                        f"the policy returned a {type(scores).__name__}; expected cacovid.Scores"
+                    )
             else:
                 scores = Scores(*ops.score(video, fold.with_tensors(question), grid))
             return self._kept(scores, video, positions, grid, retention)

@@ -341,6 +341,9 @@ def test_errors_say_what_was_given_and_expected():
             session(*given.values())
     from cacovid import methods
 
+    bare = CompressionSession(lambda p: p.embeds[:78, 0], GRID, retention=0.2, device="cpu")
+    with pytest.raises(InvalidInputError, match=r"returned a Tensor; expected cacovid\.Scores"):
+        bare(video, question, positions)
     for wrong, told in (
         ("uniform", "the name 'uniform'; expected a policy.*load_policy"),
         (methods.get("uniform"), "the method 'uniform', which selects by itself; expected"),
@@ -365,7 +368,7 @@ def test_errors_say_what_was_given_and_expected():
         ({"policy_share": 2.0}, "policy_share is 2.0"),
         ({"max_frame_ratio": -1.0}, "max_frame_ratio is -1.0"),
         ({"cached": 0}, "cached is 0"),
-        ({"device": "meta"}, "'meta'; expected cpu or cuda"),
+        ({"device": "meta"}, "'meta', which .*; expected cpu or cuda"),
     ],
 )
 def test_settings_out_of_range_are_refused_when_given(settings, message):
