@@ -52,7 +52,7 @@ from cacovid.commands.progress import steps_bar
 from cacovid.evaluation.answers import Answerer
 from cacovid.evaluation.choosers import Chooser, MethodChooser, choosers
 from cacovid.evaluation.compare import Comparison, Evaluator
-from cacovid.evaluation.results import markdown, result_rows, table
+from cacovid.evaluation.results import accuracy_text, markdown, result_rows, table
 from cacovid.methods import PolicyMethod
 from cacovid.models.defaults import model_location, reading_defaults
 from cacovid.models.processing import load_processor
@@ -357,7 +357,7 @@ def _page(facts: dict[str, Any], args: argparse.Namespace) -> str:
         f"*self*: `SelfAttentionPolicy` that starts with exchanged roles, multinomial, 600 steps; "
         f"*self-as-published*: as the layer stands, OCSS without `keep_logit`, 300 steps. All "
         f"settings: `bench/evidence.py`; an empty cell was not asked for. Uncompressed: "
-        f"{_cell(rows[0])}.",
+        f"{accuracy_text(rows[0])}.",
         "",
         "| method | seeds | " + " | ".join(f"{r:.0%}" for r in args.retention) + " |",
         "|---" * (len(args.retention) + 2) + "|",
@@ -370,7 +370,7 @@ def _page(facts: dict[str, Any], args: argparse.Namespace) -> str:
                 cells.append("")
                 continue
             if len(own) == 1:
-                cells.append(_cell(own[0]))
+                cells.append(accuracy_text(own[0]))
                 continue
             values = [100 * row["accuracy"] for row in own]
             mean = sum(values) / len(values)
@@ -459,10 +459,6 @@ def _letters(questions: int) -> None:
     )
     (RESULTS / "letters.md").write_text(page)
     print(page)
-
-
-def _cell(row: dict[str, Any]) -> str:
-    return f"{100 * row['accuracy']:.1f} ±{50 * (row['high'] - row['low']):.1f}"
 
 
 if __name__ == "__main__":

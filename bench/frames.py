@@ -31,7 +31,7 @@ from cacovid.evaluation.answers import Answerer
 from cacovid.evaluation.choosers import choosers, with_draws
 from cacovid.evaluation.compare import UNCOMPRESSED, Comparison, Evaluator, Result
 from cacovid.evaluation.records import Records
-from cacovid.evaluation.results import markdown, result_rows
+from cacovid.evaluation.results import accuracy_text, markdown, result_rows
 from cacovid.methods.beside import policies_beside
 from cacovid.synthetic import world
 from cacovid.synthetic.tiny.data import through_h264
@@ -243,12 +243,7 @@ def _cells(
     rows: Sequence[Mapping[str, Any]], counts: Sequence[int], budget: int | None, method: str
 ) -> list[str]:
     found = [find(rows, frames, budget, method) for frames in counts]
-    return [
-        "–"
-        if row is None
-        else f"{100 * row['accuracy']:.1f} ±{50 * (row['high'] - row['low']):.1f}"
-        for row in found
-    ]
+    return ["–" if row is None else accuracy_text(row) for row in found]
 
 
 def draw(rows: Sequence[Mapping[str, Any]], options: argparse.Namespace, path: Path) -> None:

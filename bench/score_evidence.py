@@ -40,7 +40,7 @@ from training_runs import (
 
 from cacovid.evaluation.compare import Comparison, Result
 from cacovid.evaluation.records import HEADER, Records
-from cacovid.evaluation.results import markdown, result_rows
+from cacovid.evaluation.results import accuracy_text, markdown, result_rows
 from cacovid.evaluation.statistics import Bootstrap
 from cacovid.synthetic.questions import QUESTION_TYPES
 from cacovid.train.advantages import Reading
@@ -411,7 +411,7 @@ def draw_curves(logs: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -
 
 
 def _cell(row: Mapping[str, Any]) -> str:
-    text = f"{100 * row['accuracy']:.1f} ±{50 * (row['high'] - row['low']):.1f}"
+    text = accuracy_text(row)
     drawn = row["draws"]
     if drawn:
         text += f" ({100 * drawn['lowest']:.1f}–{100 * drawn['highest']:.1f})"

@@ -41,7 +41,8 @@ def checked_device(device: torch.device | str, what: str = "device") -> torch.de
             )
     elif given.type != "cpu":
         try:
-            torch.empty(0, device=given)
+            # Of a device that holds no values ("meta") there is none to be had.
+            torch.zeros(1, device=given).item()
         except (RuntimeError, AssertionError, ImportError):
             raise InvalidInputError(
                 f"{what} is {str(device)!r}, which this torch cannot use; expected cpu or cuda"

@@ -29,6 +29,8 @@ PerVideo: TypeAlias = float | Sequence[float]
 FLOOR_EPSILON = 1e-9
 
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 _T = TypeVar("_T")
 
 
@@ -70,7 +72,7 @@ class Grid:
     from an accelerator.
 
     Args:
-        sizes: One `(t, h, w)` per video, each at least 1.
+        sizes: One `(t, h, w)` per video, each at least 1; a grid is copied.
 
     Raises:
         InvalidInputError: if there is no video, or a size is not three positive integers.
@@ -87,7 +89,9 @@ class Grid:
         default_factory=dict, init=False, repr=False, compare=False, hash=False
     )
 
-    def __init__(self, sizes: Iterable[Sequence[int]]) -> None:
+    def __init__(self, sizes: Grid | Iterable[Sequence[int]]) -> None:
+        if isinstance(sizes, Grid):
+            sizes = sizes.sizes
         if not isinstance(sizes, Iterable):
             raise InvalidInputError(
                 f"a grid was given {sizes!r}; expected a list of (t, h, w), one for each video"
@@ -244,13 +248,18 @@ class Prompt:
         question_index: `[L]`, int64: where the question's tokens stand (user text and options; no
             template markers, no system text).
         grid: The grids of the packed videos; a list of `(t, h, w)` is made one.
-        prompt_offsets: Where each prompt begins in `embeds`, and `S` at the end (host integers);
-            `(0, S)` when omitted.
+        prompt_offsets: Where each prompt begins in `embeds`, and `S` at the end (host integers,
+            ascending from 0); `(0, S)` when omitted.
         question_offsets: Where each video's question begins in `question_index`, and `L` at the
-            end (host integers, `B + 1`); one question for all videos when omitted.
+            end (host integers, ascending from 0, `B + 1`); one question for all videos when
+            omitted.
         extras: Optional tensors that an adapter fills in when a method asks for them, e.g.
             `"vision_attention"` `[N]` (attention that each token received in the vision tower),
             `"vision_keys"` `[N, D_v]`.
+
+    Raises:
+        InvalidInputError: for a tensor of another shape or dtype, offsets that are none, or (on the
+            CPU, where nothing has to be waited for) places that `embeds` does not have.
     """
 
     embeds: Tensor
@@ -268,11 +277,24 @@ class Prompt:
             raise InvalidInputError(
                 f"embeds has shape {tuple(self.embeds.shape)}; expected [S, D] (packed, no batch)"
             )
-        if self.position_ids.shape[-1] != self.embeds.shape[0]:
+        if not self.embeds.is_floating_point():
             raise InvalidInputError(
-                f"position_ids has shape {tuple(self.position_ids.shape)} for "
-                f"{self.embeds.shape[0]} tokens; expected [S] or [3, S]"
+                f"embeds is {self.embeds.dtype}; expected a floating dtype: the embedded tokens, "
+                f"not their ids"
             )
+        count, shape = self.embeds.shape[0], tuple(self.position_ids.shape)
+        if len(shape) not in (1, 2) or shape[-1] != count or (len(shape) == 2 and shape[0] != 3):
+            raise InvalidInputError(
+                f"position_ids has shape {shape} for {count} tokens; expected [S] or [3, S]"
+            )
+        for name in ("position_ids", "video_index", "question_index"):
+            _check_int64(name, getattr(self, name))
+        for name in ("video_index", "question_index"):
+            if getattr(self, name).dim() != 1:
+                raise InvalidInputError(
+                    f"{name} has shape {tuple(getattr(self, name).shape)}; expected one place for "
+                    f"each token, [{'N' if name == 'video_index' else 'L'}]"
+                )
         if self.video_index.numel() != self.grid.num_tokens:
             raise InvalidInputError(
                 f"video_index has {self.video_index.numel()} entries, but the grid "
@@ -280,6 +302,8 @@ class Prompt:
             )
         for name in ("video_index", "question_index"):
             self._check_places(name, getattr(self, name))
+        self._set_offsets("prompt_offsets", count, None)
+        self._set_offsets("question_offsets", self.question_index.shape[0], self.grid.num_videos)
 
     def __repr__(self) -> str:
         return (
@@ -290,8 +314,11 @@ class Prompt:
         )
 
     def _check_places(self, name: str, index: Tensor) -> None:
-        # On another device this would wait for it, and a compiled graph cannot branch on it.
+        # On another device this would wait for it, and a compiled graph cannot branch on it; a
+        # fake tensor, a subclass, has no values.
         if index.device.type != "cpu" or torch.compiler.is_compiling() or not index.numel():
+            return
+        if type(index) is not Tensor:
             return
         low, high = (int(end) for end in torch.aminmax(index))
         if low < 0 or high >= self.embeds.shape[0]:
@@ -299,6 +326,22 @@ class Prompt:
                 f"{name} runs from {low} to {high}; expected rows of embeds, from 0 to "
                 f"{self.embeds.shape[0] - 1}"
             )
+
+    def _set_offsets(self, name: str, total: int, parts: int | None) -> None:
+        """Checks offsets, and makes them a tuple of integers."""
+        given = getattr(self, name)
+        if given is None:
+            return
+        offsets = () if isinstance(given, Tensor) else _whole_numbers(given)
+        good = len(offsets) >= 2 and offsets[0] == 0 and offsets[-1] == total
+        good = good and (parts is None or len(offsets) == parts + 1)
+        if not good or list(offsets) != sorted(offsets):
+            many = "" if parts is None else f"{parts + 1} of them for {parts} videos, "
+            raise InvalidInputError(
+                f"{name} is {given!r}; expected host integers, {many}that ascend from 0 to "
+                f"{total}, the tokens of {'embeds' if parts is None else 'question_index'}"
+            )
+        object.__setattr__(self, name, offsets)
 
     @property
     def video_embeds(self) -> Tensor:
@@ -332,15 +375,16 @@ class Selection:
     """Which video tokens are kept.
 
     Args:
-        keep: `[K]` int64, ascending, flat over the packed videos.
+        keep: `[K]` int64 (other integers are made int64), ascending, flat over the packed videos.
         grid: The grids that `keep` refers to; a list of `(t, h, w)` is made one.
         counts: Kept tokens of each video (host integers). Left out, they are counted from `keep`,
             which waits for its device.
         embeds: `[K, D]` where a method merges tokens, else None.
 
     Raises:
-        InvalidInputError: for counts that are not those of `keep`, or left out for a `keep` that
-            is not ascending or names tokens that the grid does not have.
+        InvalidInputError: for a `keep` that is no list of integers, such as a mask; for counts that
+            are not those of `keep`, or left out for a `keep` that is not ascending or names tokens
+            that the grid does not have.
 
     >>> Selection(torch.tensor([0, 3, 4]), [(1, 2, 2), (1, 1, 3)]).counts
     (2, 1)
@@ -353,6 +397,7 @@ class Selection:
 
     def __post_init__(self) -> None:
         _set_grid(self)
+        _set_keep(self)
         if not self.counts:  # a grid has at least one video, and so has its counts
             object.__setattr__(self, "counts", _counted(self.keep, self.grid))
         if sum(self.counts) != self.keep.numel() or len(self.counts) != self.grid.num_videos:
@@ -389,6 +434,24 @@ def _prefix_sums(values: Sequence[int]) -> tuple[int, ...]:
 def _set_grid(value: Prompt | Selection) -> None:
     if not isinstance(value.grid, Grid):
         object.__setattr__(value, "grid", Grid(value.grid))
+
+
+def _set_keep(selection: Selection) -> None:
+    keep = selection.keep
+    if keep.dim() != 1 or keep.dtype not in _INTEGERS:
+        raise InvalidInputError(
+            f"keep is {keep.dtype} of shape {tuple(keep.shape)}; expected [K] int64, the places of "
+            f"the kept tokens. Of a mask, take mask.nonzero().flatten()"
+        )
+    if keep.dtype is not torch.int64:
+        object.__setattr__(selection, "keep", keep.long())
+
+
+def _check_int64(name: str, value: Tensor) -> None:
+    if value.dtype is not torch.int64:
+        raise InvalidInputError(
+            f"{name} is {value.dtype}; expected torch.int64: places, not a mask or values"
+        )
 
 
 def _counted(keep: Tensor, grid: Grid) -> tuple[int, ...]:

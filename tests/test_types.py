@@ -115,6 +115,86 @@ def test_prompt_gathers_rows_and_checks_shapes() -> None:
         Prompt(embeds, torch.arange(5), torch.tensor([1, 2]), torch.tensor([-1]), grid)
 
 
+def prompt_with(**changes: object) -> Prompt:
+    values = {
+        "embeds": torch.zeros(9, 2), "position_ids": torch.arange(9),
+        "video_index": torch.arange(4), "question_index": torch.arange(4, 9),
+        "grid": Grid([(1, 1, 2), (1, 1, 2)]),
+    }  # fmt: skip
+    return Prompt(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("embeds", torch.zeros(9, 2, dtype=torch.int64), "embeds is torch.int64; expected a float"),
+        ("position_ids", torch.zeros(9), "position_ids is torch.float32; expected torch.int64"),
+        ("position_ids", torch.zeros(2, 9, dtype=torch.int64), r"\(2, 9\) for 9 tokens"),
+        ("position_ids", torch.zeros(3, 1, 9, dtype=torch.int64), r"expected \[S\] or \[3, S\]"),
+        ("position_ids", torch.tensor(3), r"expected \[S\] or \[3, S\]"),
+        ("video_index", torch.ones(4, dtype=torch.bool), "video_index is torch.bool; expected"),
+        ("video_index", torch.arange(4.0), "video_index is torch.float32; expected torch.int64"),
+        ("video_index", torch.arange(4)[None], r"video_index has shape \(1, 4\); .*\[N\]"),
+        ("question_index", torch.arange(2.0), "question_index is torch.float32"),
+        ("prompt_offsets", (0, 70), "prompt_offsets is .*70.* ascend from 0 to 9"),
+        ("prompt_offsets", (1, 9), "ascend from 0 to 9"),
+        ("prompt_offsets", (0, 5, 4, 9), "ascend from 0 to 9"),
+        ("prompt_offsets", (0.0, 9.0), "host integers"),
+        ("prompt_offsets", torch.tensor([0, 9]), "host integers"),
+        ("prompt_offsets", 9, "host integers"),
+        ("question_offsets", (0, 9), "question_offsets is .*3 of them for 2 videos"),
+        ("question_offsets", (0, 5), "3 of them for 2 videos"),
+        ("question_offsets", (0, 1, 2), "ascend from 0 to 5, the tokens of question_index"),
+        ("question_offsets", (0, 6, 5), "ascend from 0 to 5"),
+    ],
+)
+def test_prompt_says_what_does_not_fit(name: str, value: object, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        prompt_with(**{name: value})
+
+
+def test_prompt_takes_what_fits() -> None:
+    prompt = prompt_with(
+        position_ids=torch.zeros(3, 9, dtype=torch.int64), question_offsets=[0, 0, 5],
+        prompt_offsets=np.array([0, 4, 9]),
+    )  # fmt: skip
+    assert prompt.question_offsets == (0, 0, 5) and prompt.prompt_offsets == (0, 4, 9)
+    assert all(type(value) is int for value in prompt.prompt_offsets)
+
+
+def test_prompts_are_made_in_compiled_code_and_of_fake_tensors() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    def read(embeds: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        prompt = prompt_with(
+            embeds=embeds, position_ids=places, video_index=places[:4], question_index=places[4:],
+            prompt_offsets=(0, 9), question_offsets=(0, 2, 5),
+        )  # fmt: skip
+        return prompt.video_embeds.sum() + Selection(places[:3].int(), prompt.grid, (2, 1)).keep
+
+    given = torch.rand(9, 2), torch.arange(9)
+    compiled = torch.compile(read, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(*given), read(*given))
+    with FakeTensorMode():
+        assert read(torch.rand(9, 2), torch.arange(9)).shape == (3,)
+
+
+def test_keep_is_int64_or_made_it() -> None:
+    grid = Grid([(1, 2, 3)])
+    for dtype in (torch.int32, torch.int16, torch.uint8):
+        selection = Selection(torch.tensor([0, 4], dtype=dtype), grid)
+        assert selection.keep.dtype == torch.int64 and selection.mask().sum() == 2
+        assert selection.per_frame().tolist() == [2]
+    for keep in (torch.ones(6, dtype=torch.bool), torch.arange(2.0), torch.arange(2)[None]):
+        with pytest.raises(InvalidInputError, match=r"keep is torch.* expected \[K\] int64"):
+            Selection(keep, grid)
+
+
+def test_a_grid_may_be_made_of_a_grid() -> None:
+    grid = Grid([(2, 3, 3), (1, 2, 2)])
+    assert Grid(grid) == grid and Grid(grid).num_tokens == 22
+
+
 def test_prompt_and_selection_take_a_list_for_a_grid() -> None:
     places = torch.arange(18)
     prompt = Prompt(torch.zeros(18, 2), places, places, places[:0], [(2, 3, 3)])  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from cacovid.commands.common import (
     check_options,
     names_policy,
 )
+from cacovid.commands.reading import DtypeOption, MaxFramesOption, check_reading
 from cacovid.errors import MissingDependencyError, VideoReadError
 
 
@@ -146,11 +147,25 @@ class PictureCommand(Command):
     """Print one JSON object on standard output, and nothing else there."""
     device: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     """Where the model runs, such as cpu or cuda:0. Default: a GPU if there is one."""
+    dtype: DtypeOption = None
+    """Of the model's weights, such as bfloat16. Default: float32 on a CPU, bfloat16 elsewhere."""
+    max_frames: MaxFramesOption = None
+    """Frames of the video at most. Default: as the model's directory says, else 32."""
 
     def check_asking(self) -> None:
         """Refuses what can be refused before a model is loaded."""
         check_at_least(self.max_new_tokens, 1, "--max-new-tokens")
+        check_reading(self.dtype, self.max_frames)
         if not self.question.strip():
             raise UsageError("the question is empty")
         check_options(self.options)
         check_video(self.video)
+
+    def load(self, policy: str | None = None) -> Any:
+        """The `VideoQA`, reading as many frames as were asked for."""
+        from cacovid.commands.loading import load_model
+
+        qa = load_model(self.model, policy, self.device, dtype=self.dtype, debug=self.debug)
+        if self.max_frames is not None:
+            qa.reading = replace(qa.reading, max_frames=self.max_frames)
+        return qa

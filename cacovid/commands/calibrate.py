@@ -69,6 +69,7 @@ class Calibrate(QuestionsCommand):
         if self.write is not None:
             check_target(self.write)
         qa, (samples,) = self.load(self.device, self.split)
+        self._check_videos(samples, wish)
         name = self._method_name(qa)
         timed = self.timed if self.first_token is not None else 0
         run = EvaluationRun(
@@ -101,6 +102,16 @@ class Calibrate(QuestionsCommand):
             return Wish(self.keep, self.first_token, self.certainty)
         except InvalidInputError as error:
             raise UsageError(str(error)) from None
+
+    @staticmethod
+    def _check_videos(samples: Any, wish: Any) -> None:
+        """Refuses questions on too few videos before anything is measured."""
+        from cacovid.errors import InvalidInputError
+        from cacovid.evaluation.calibrate import too_few
+
+        text = too_few(len({sample.video_key for sample in samples}), wish)
+        if text is not None:
+            raise InvalidInputError(text)
 
     def _method_name(self, qa: Any) -> str:
         policy = self.write if self.write is not None and self.write.is_dir() else None

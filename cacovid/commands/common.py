@@ -68,8 +68,19 @@ def check_method(name: str, option: str = "--method") -> None:
     try:
         methods.get(name)
     except InvalidInputError as error:
+        if name.partition(":")[0] not in methods.names() and Path(name).is_file():
+            raise UsageError(
+                f"{option}: {name!r} is a file; expected a policy's directory (with config.json "
+                f"and model.safetensors), a Hub id (owner/name), or a method's name: "
+                f"{', '.join(methods.names())}"
+            ) from None
         hint = f"; there is no directory {name!r} either" if "/" in name else ""
         raise UsageError(f"{option}: {error}{hint}") from None
+
+
+def no_directory(name: str) -> str:
+    """What a name is that is no directory's: for messages."""
+    return f"{name!r} is a file" if Path(name).is_file() else f"there is no directory {name!r}"
 
 
 def names_policy(name: str) -> bool:

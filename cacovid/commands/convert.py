@@ -13,6 +13,7 @@ from cacovid.commands.common import (
     Command,
     UsageError,
     check_output_folder,
+    no_directory,
     write_json,
     write_line,
 )
@@ -51,7 +52,7 @@ class Convert(Command):
         check_output_folder(self.output, "FOLDER")
         if not is_place(self.source):
             raise UsageError(
-                f"there is no directory {self.source!r}; expected one with a published "
+                f"{no_directory(self.source)}; expected one with a published "
                 f"checkpoint, or a Hub id such as moraleyc/CaCoVID_LLaVA-OneVision"
             )
         from cacovid.commands.progress import progress

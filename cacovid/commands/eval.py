@@ -175,9 +175,8 @@ class Eval(QuestionsCommand):
             return
         if len(self.split) > 1:
             write_line(facts["data"])
-        intervals = self._intervals(facts)
-        show_table(*table(rows, self.retention, intervals))
-        show_table(DETAILS, details(rows, intervals))
+        show_table(*table(rows, self.retention))
+        show_table(DETAILS, details(rows))
         if self.by_type:
             for retention in self.retention:
                 write_line(f"by question type, {100 * retention:.4g}% kept")
@@ -186,12 +185,6 @@ class Eval(QuestionsCommand):
             write_line(line)
         if folder is not None:
             write_line(f"written: {folder}")
-
-    def _intervals(self, facts: dict[str, Any]) -> bool:
-        """Whether there are videos enough for intervals."""
-        from cacovid.evaluation.statistics import FEWEST_VIDEOS
-
-        return bool(facts["videos"] >= FEWEST_VIDEOS)
 
     def _notes(self, facts: dict[str, Any]) -> list[str]:
         """What the tables say, in words."""
@@ -203,7 +196,7 @@ class Eval(QuestionsCommand):
             "against 100%: paired, in points; same answers: share of the uncompressed model's, in "
             "percent"
         )
-        if self._intervals(facts):
+        if facts["results"][0]["low"] is not None:
             out = [
                 f"{asked}; ±: half of the 95% interval",
                 f"intervals by bootstrap over videos; {against}",
@@ -239,7 +232,6 @@ class Eval(QuestionsCommand):
         from cacovid.files import write_text
 
         rows, types = facts["results"], facts["types"]
-        intervals = self._intervals(facts)
         by_type = [
             f"{100 * retention:.4g}% kept, by question type (questions):\n\n"
             + markdown(*types_table(rows, retention, types))
@@ -251,9 +243,9 @@ class Eval(QuestionsCommand):
                 "",
                 "\n".join(f"- {line}" for line in self._notes(facts)),
                 "",
-                markdown(*table(rows, self.retention, intervals)),
+                markdown(*table(rows, self.retention)),
                 *by_type,
-                markdown(DETAILS, details(rows, intervals)),
+                markdown(DETAILS, details(rows)),
             ]
         )
         write_text(folder / "results.md", page)
@@ -262,4 +254,4 @@ class Eval(QuestionsCommand):
         title = f"{self.model} on {facts['data']}, {facts['questions']:,} questions"
         if self.embedded:
             title += " (synthetic task; no public benchmark run)"
-        draw_pareto(rows, title, folder, intervals)
+        draw_pareto(rows, title, folder)

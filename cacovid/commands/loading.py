@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-from cacovid.commands.common import UsageError
-from cacovid.errors import CacovidError, InvalidInputError, MissingDependencyError
-from cacovid.models.defaults import EXPECTED_MODEL, is_place, model_location
+from cacovid.commands.common import UsageError, no_directory
+from cacovid.errors import InvalidInputError, MissingDependencyError
+from cacovid.models.defaults import is_place, model_location
 
 #: Without one of these a model loads not at all, or fails at its first question.
 _NEEDED = ("transformers", "accelerate", "jinja2")
@@ -43,22 +43,14 @@ def load_model(
         quiet_libraries()
     import cacovid
 
-    try:
-        return cacovid.VideoQA.from_pretrained(name, policy=policy, device=device, dtype=dtype)
-    except CacovidError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InvalidInputError(
-            f"model {name!r} cannot be loaded: {reason[0]} ({EXPECTED_MODEL})"
-        ) from error
+    return cacovid.VideoQA.from_pretrained(name, policy=policy, device=device, dtype=dtype)
 
 
 def check_policy(name: str) -> None:
     """Raises UsageError for what can be neither a policy's directory nor a Hub id."""
     if not is_place(name):
         raise UsageError(
-            f"--policy: there is no directory {name!r}; expected one with config.json and "
+            f"--policy: {no_directory(name)}; expected one with config.json and "
             f"model.safetensors, or a Hub id (owner/name). A method's name goes with --method"
         )
 

@@ -22,7 +22,7 @@ from cacovid.commands.common import (
     write_json,
     write_line,
 )
-from cacovid.commands.loading import check_policy, load_model
+from cacovid.commands.loading import check_policy
 from cacovid.commands.progress import progress
 
 #: load, read, vision, score+select, prefill, decode, overlay
@@ -64,7 +64,7 @@ class Overlay(PictureCommand):
             check_policy(self.policy)
         with progress(STAGES) as shown:
             shown.stage("load", self.model)
-            qa = load_model(self.model, self.policy, self.device, debug=self.debug)
+            qa = self.load(self.policy)
             answer = qa.ask(
                 self.video, self.question,
                 retention=share_to_keep(qa, self.retention, self.method), method=self.method,

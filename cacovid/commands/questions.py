@@ -11,6 +11,7 @@ from tyro.conf import arg
 
 from cacovid.commands.common import Command, UsageError, check_at_least, tell_left_out
 from cacovid.commands.progress import progress
+from cacovid.commands.reading import DtypeOption, MaxFramesOption, check_reading
 
 #: Questions on each scene of the embedded task at most.
 PER_SCENE = 8
@@ -19,7 +20,6 @@ SCENES = 20
 #: Sets of the embedded task that policies have not learned from.
 SPLITS = ("test", "shifted", "validation")
 SPLITS_LISTED = ", ".join(SPLITS)
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(kw_only=True)
@@ -44,7 +44,7 @@ class QuestionsCommand(Command):
     """Of the embedded task's scenes, and of methods that draw."""
     limit: int = 2000
     """Questions at most. Few ones of the embedded task are spread over 20 scenes."""
-    max_frames: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    max_frames: MaxFramesOption = None
     """Frames of a video at most. Default: as the model's directory says, else 32."""
     max_new_tokens: int = 64
     """Longest generated answer, in tokens."""
@@ -52,7 +52,7 @@ class QuestionsCommand(Command):
     """Print one JSON object on standard output, and nothing else there."""
     device: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     """Where the model runs. Default: a GPU if there is one."""
-    dtype: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    dtype: DtypeOption = None
     """Of the model's weights, such as bfloat16. Default: float32 on a CPU, bfloat16 elsewhere."""
 
     def check_questions(self, *splits: str) -> None:
@@ -65,10 +65,7 @@ class QuestionsCommand(Command):
             raise UsageError("give either --embedded or --data FILE")
         check_at_least(self.limit, 1, "--limit")
         check_at_least(self.max_new_tokens, 1, "--max-new-tokens")
-        if self.max_frames is not None:
-            check_at_least(self.max_frames, 1, "--max-frames")
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise UsageError(f"--dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}")
+        check_reading(self.dtype, self.max_frames)
         for split in splits:
             if split not in SPLITS:
                 raise UsageError(f"--split is {split!r}; expected one or more of {SPLITS_LISTED}")

@@ -17,7 +17,6 @@ from cacovid.commands.common import (
     write_json,
     write_line,
 )
-from cacovid.commands.loading import load_model
 from cacovid.commands.progress import progress, steps_bar
 from cacovid.commands.questions import policies_of
 
@@ -52,7 +51,7 @@ class Report(PictureCommand):
         sample = TrainingSample("question", asked, "-", "exact", video=self.video, worded=True)
         with progress(1) as shown:
             shown.stage("load", self.model)
-            qa = load_model(self.model, None, self.device, debug=self.debug)
+            qa = self.load()
         names = self.methods or (*policies_of(qa), *DEFAULT_METHODS)
         run = EvaluationRun(qa, Samples((sample,)), names, self.retention, self.seed)
         run.prepare()

@@ -159,7 +159,8 @@ class Train(Command):
             )
         if trainer.unreadable:
             listed = Path(run.config.output) / "unreadable.json"
-            write_line(f"unreadable videos: {len(trainer.unreadable)}, listed in {listed}")
+            count = len(trainer.unreadable)
+            write_line(f"samples with unreadable videos: {count}, listed in {listed}")
         if after is not None and after["unreadable"]:
             write_line(f"held-out questions without a readable video: {len(after['unreadable'])}")
         write_line(f"policy: {policy}")

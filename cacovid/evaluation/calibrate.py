@@ -11,7 +11,7 @@ import numpy as np
 from cacovid.errors import InvalidInputError
 from cacovid.evaluation.compare import Comparison
 from cacovid.evaluation.results import median_seconds
-from cacovid.evaluation.statistics import Bootstrap
+from cacovid.evaluation.statistics import FEWEST_VIDEOS, Bootstrap
 
 #: Rounding of a mean of marks is no loss of accuracy.
 _ROUNDING = 1e-12
@@ -51,7 +51,7 @@ class Candidate:
         accuracy: Mean mark.
         kept_accuracy: Share of the uncompressed accuracy; None where that is 0.
         certainty: Share of the bootstrap's draws in which the wish for accuracy holds; None
-            without one.
+            without one, or from fewer than 10 videos, whose draws say nothing.
         first_token: Median seconds to the first token; None where nothing was timed.
         meets: Whether it meets the whole wish.
     """
@@ -101,13 +101,17 @@ def calibrate(comparison: Comparison, method: str, wish: Wish) -> Calibration:
     smaller one that does so by luck, below one that does not, is not taken. With `first_token`
     alone: the largest share that is fast enough. With both: the former, if it is fast enough.
 
+    `keep` needs questions on 10 videos at least (`cacovid.evaluation.statistics.FEWEST_VIDEOS`),
+    as the intervals of `cacovid eval` do: one video that goes well is no certainty.
+
     Args:
         comparison: The method at several retentions, and uncompressed.
         method: Its name there.
         wish: What to meet.
 
     Raises:
-        WishNotMetError: if no candidate meets the wish, saying how far it is missed.
+        WishNotMetError: if no candidate meets the wish, saying how far it is missed; or with
+            `keep`, if there are fewer than 10 videos.
         InvalidInputError: if there is nothing to choose from.
     """
     full, *rows = comparison.conditions
@@ -117,10 +121,21 @@ def calibrate(comparison: Comparison, method: str, wish: Wish) -> Calibration:
     drawn = Bootstrap(comparison.videos)
     marks = np.array(full.marks)
     candidates = [_candidate(row, marks, drawn, wish) for row in rows]
-    chosen = _choose(candidates, wish)
+    chosen = too_few(len(set(comparison.videos)), wish) or _choose(candidates, wish)
     if isinstance(chosen, str):
         raise WishNotMetError(chosen, full.accuracy, candidates)
     return Calibration(chosen.retention, full.accuracy, tuple(candidates))
+
+
+def too_few(videos: int, wish: Wish) -> str | None:
+    """What to tell when a wish cannot be judged from so many videos, else None."""
+    if wish.keep is None or videos >= FEWEST_VIDEOS:
+        return None
+    return (
+        f"the questions are on {videos} video{'s'[: videos != 1]}, too few to say how surely a "
+        f"share of tokens keeps the accuracy; expected at least {FEWEST_VIDEOS}. Give questions on "
+        f"more videos; `cacovid eval` measures any number, and chooses nothing"
+    )
 
 
 def _choose(candidates: Sequence[Candidate], wish: Wish) -> Candidate | str:
@@ -158,14 +173,14 @@ def _choose(candidates: Sequence[Candidate], wish: Wish) -> Candidate | str:
 def _candidate(row: Any, full: np.ndarray, drawn: Bootstrap, wish: Wish) -> Candidate:
     accuracy, whole = row.accuracy, float(full.mean())
     certainty = None
-    if wish.keep is not None:
+    if wish.keep is not None and drawn.enough:
         over = drawn.means(np.array(row.marks) - wish.keep * full)
         certainty = float((over >= -_ROUNDING).mean()) if whole > 0.0 else 0.0
     time = median_seconds(row).get("first_token")
     if wish.first_token is not None and time is None:
         raise InvalidInputError("a time is asked for, but no question was timed")
     slow = wish.first_token is not None and time is not None and time > wish.first_token
-    sure = certainty is None or certainty >= wish.certainty
+    sure = wish.keep is None or (certainty is not None and certainty >= wish.certainty)
     kept = accuracy / whole if whole > 0.0 else None
     return Candidate(row.retention, accuracy, kept, certainty, time, sure and not slow)
 

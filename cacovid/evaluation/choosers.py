@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -18,6 +18,7 @@ from cacovid.models.resolve import resolve_method
 from cacovid.synthetic import world
 from cacovid.synthetic.questions import Question
 from cacovid.synthetic.tiny.choices import Choice, any_object, asked_object, every_object
+from cacovid.train.data import TrainingSample
 from cacovid.train.encoding import PreparedSample
 from cacovid.types import Prompt, Scores, Selection
 
@@ -147,10 +148,8 @@ class OracleChooser:
                 all frames are read.
         """
         sample, grid = prepared.sample, prepared.prompt.grid
-        if sample.scene is None:
-            raise InvalidInputError(
-                f"{self.name} knows the embedded task only; leave it out with --data"
-            )
+        check_oracle(self.name, [sample])
+        assert sample.scene is not None
         scene = sample.scene.make()
         if grid.num_tokens != world.CLIP_TOKENS:
             raise InvalidInputError(
@@ -167,6 +166,19 @@ class OracleChooser:
             kept = torch.from_numpy(np.sort(keep)).to(device)
             chosen.append(Chosen(Selection(kept, grid, (count,))))
         return chosen
+
+
+def check_oracle(name: str, samples: Iterable[TrainingSample]) -> None:
+    """Refuses questions of which an oracle does not know the truth.
+
+    Raises:
+        InvalidInputError: for a sample that is no scene of the embedded task.
+    """
+    if any(sample.scene is None for sample in samples):
+        raise InvalidInputError(
+            f"{name} knows the truth of the embedded task's scenes only, and the question is about "
+            f"another video; leave {name} out"
+        )
 
 
 @dataclass

@@ -28,17 +28,16 @@ def check_plots() -> None:
         raise MissingDependencyError("plots need matplotlib; install cacovid[viz]") from error
 
 
-def draw_pareto(
-    rows: Sequence[dict[str, Any]], title: str, folder: Path, intervals: bool = True
-) -> list[Path]:
+def draw_pareto(rows: Sequence[dict[str, Any]], title: str, folder: Path) -> list[Path]:
     """Draws accuracy against the tokens that enter the language model, and against time.
+
+    Accuracies have bars of their intervals, where there are any.
 
     Args:
         rows: As `result_rows` returns them, the first uncompressed.
         title: What was measured.
         folder: Made if it is not there; gets `accuracy-tokens.png`, and `accuracy-time.png` where
             times were measured.
-        intervals: Whether accuracies have bars of their intervals.
 
     Returns:
         The files.
@@ -59,7 +58,7 @@ def draw_pareto(
         figure = Figure(figsize=(9.5, 5.6), layout="constrained")
         # Of what knows the truth, the time is that of finding it out.
         shown = [r for r in rows if what == "entering" or r["method"] not in ORACLES]
-        _draw(figure.subplots(), shown, what, names, intervals)
+        _draw(figure.subplots(), shown, what, names)
         figure.axes[0].set(xlabel=label, ylabel="accuracy, %")
         figure.suptitle(title, fontsize=10, wrap=True)
         path = folder / file
@@ -81,9 +80,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return best
 
 
-def _draw(
-    axis: Any, rows: Sequence[dict[str, Any]], what: str, names: Sequence[str], intervals: bool
-) -> None:
+def _draw(axis: Any, rows: Sequence[dict[str, Any]], what: str, names: Sequence[str]) -> None:
     """Draws rows; a method looks the same in all plots, by its place in `names`."""
 
     def place(row: dict[str, Any]) -> tuple[float, float]:
@@ -105,10 +102,14 @@ def _draw(
         # Methods with the same tokens stand side by side, not on each other.
         beside = 1 + 0.008 * (number - (len(names) - 1) / 2) if what == "entering" else 1.0
         points = [(x * beside, y) for x, y in map(place, own)]
-        below = [100 * (row["accuracy"] - row["low"]) for row in own]
-        above = [100 * (row["high"] - row["accuracy"]) for row in own]
+        bars = None
+        if all(row["low"] is not None for row in own):
+            bars = (
+                [100 * (row["accuracy"] - row["low"]) for row in own],
+                [100 * (row["high"] - row["accuracy"]) for row in own],
+            )
         axis.errorbar(
-            *zip(*points, strict=True), yerr=(below, above) if intervals else None,
+            *zip(*points, strict=True), yerr=bars,
             label=name, lw=1.4, ms=5, elinewidth=0.7, alpha=0.9, zorder=2,
             color=_COLOURS[number % len(_COLOURS)],
             marker=_MARKERS[(number + 3 * (number // len(_COLOURS))) % len(_MARKERS)],

@@ -17,8 +17,9 @@ from cacovid.evaluation.trials import STAGES, first_token
 def result_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """One dictionary per row, as `cacovid eval --json` prints them.
 
-    - `accuracy`, and `low` and `high`, its 95% interval by bootstrap over videos;
-    - `against`: the difference to uncompressed, paired, with its own interval;
+    - `accuracy`, and `low` and `high`, its 95% interval by bootstrap over videos; None from fewer
+      than 10 videos (`cacovid.evaluation.statistics.FEWEST_VIDEOS`), whose draws say nothing;
+    - `against`: the difference to uncompressed, paired, with its own interval or None;
     - `tokens`: mean kept video tokens (of methods inside the language model: averaged over its
       layers); `share`: mean kept share of them; `entering`: mean tokens
       that enter the language model, text included;
@@ -34,8 +35,8 @@ def result_rows(comparison: Comparison) -> list[dict[str, Any]]:
     rows = []
     for condition in comparison.conditions:
         marks = np.array(condition.marks)
-        low, high = drawn.interval(marks)
-        below, above = drawn.interval(marks - full)
+        low, high = drawn.interval(marks) if drawn.enough else (None, None)
+        below, above = drawn.interval(marks - full) if drawn.enough else (None, None)
         rows.append(
             {
                 "method": condition.method,
@@ -85,21 +86,20 @@ def by_type(comparison: Comparison, condition: Condition) -> dict[str, float]:
 
 
 def table(
-    rows: Sequence[dict[str, Any]], retentions: Sequence[float], intervals: bool = True
+    rows: Sequence[dict[str, Any]], retentions: Sequence[float]
 ) -> tuple[list[str], list[list[str]]]:
     """Columns and cells: methods down, retentions across, accuracy with half its interval.
 
     Args:
         rows: As `result_rows` returns them, the first uncompressed.
         retentions: What stands across.
-        intervals: Whether the intervals are told.
     """
     by = {(row["method"], row["retention"]): row for row in rows}
     columns = ["method", *(f"{r:.4g}%" for r in (100.0, *(100 * r for r in retentions)))]
     names = list(dict.fromkeys(row["method"] for row in rows[1:]))
-    full = _cell(rows[0], intervals)
+    full = accuracy_text(rows[0])
     return columns, [
-        [name, full, *(_cell(by[name, r], intervals) for r in retentions)] for name in names
+        [name, full, *(accuracy_text(by[name, r]) for r in retentions)] for name in names
     ]
 
 
@@ -127,12 +127,11 @@ DETAILS = (
 )  # fmt: skip
 
 
-def details(rows: Sequence[dict[str, Any]], intervals: bool = True) -> list[list[str]]:
+def details(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Cells of the long table, under `DETAILS`: one line per condition, times in milliseconds.
 
     Args:
         rows: As `result_rows` returns them, the first uncompressed.
-        intervals: Whether the intervals are told.
     """
     lines = []
     for row in rows:
@@ -142,13 +141,13 @@ def details(rows: Sequence[dict[str, Any]], intervals: bool = True) -> list[list
             for name in (*STAGES, "first_token")
         ]
         difference = f"{100 * against['difference']:+.1f}"
-        if intervals:
+        if against["low"] is not None:
             difference += f" [{100 * against['low']:+.1f}, {100 * against['high']:+.1f}]"
         lines.append(
             [
                 row["method"],
                 f"{100 * row['retention']:.4g}% ({row['tokens']:,.0f})",
-                _cell(row, intervals),
+                accuracy_text(row),
                 difference if row is not rows[0] else "–",
                 f"{100 * row['agreement']:.1f}",
                 f"{row['entering']:,.0f}",
@@ -159,7 +158,10 @@ def details(rows: Sequence[dict[str, Any]], intervals: bool = True) -> list[list
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:
-    """All figures as CSV, one line per condition; nested ones have names joined by a full stop."""
+    """All figures as CSV, one line per condition; nested ones have names joined by a full stop.
+
+    What is None is empty.
+    """
     flat = [_flat(row) for row in rows]
     columns = list(dict.fromkeys(name for row in flat for name in row))
     buffer = io.StringIO()
@@ -175,9 +177,18 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def _cell(row: dict[str, Any], intervals: bool) -> str:
+def accuracy_text(row: Mapping[str, Any]) -> str:
+    """Accuracy in percent, with half its interval where the row has one.
+
+    >>> accuracy_text({"accuracy": 0.5, "low": 0.4, "high": 0.62})
+    '50.0 ±11.0'
+    >>> accuracy_text({"accuracy": 0.5, "low": None, "high": None})
+    '50.0'
+    """
     accuracy = f"{100 * row['accuracy']:.1f}"
-    return f"{accuracy} ±{50 * (row['high'] - row['low']):.1f}" if intervals else accuracy
+    if row["low"] is None:
+        return accuracy
+    return f"{accuracy} ±{50 * (row['high'] - row['low']):.1f}"
 
 
 def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,7 +13,9 @@ from cacovid.evaluation.answers import Answerer
 from cacovid.evaluation.choosers import (
     ORACLES,
     Chooser,
+    OracleChooser,
     Runnable,
+    check_oracle,
     choosers,
     runnable,
     with_draws,
@@ -69,7 +71,8 @@ class EvaluationRun:
         """Finds the methods; `left_out` says which of `"all"` cannot run, and why.
 
         Raises:
-            InvalidInputError: for an unknown name, or no question that could be answered.
+            InvalidInputError: for an unknown name, no question that could be answered, or an oracle
+                for questions of which it does not know the truth.
             MissingDependencyError: if a package for marks is not installed.
         """
         freeze(self.qa.model)
@@ -85,6 +88,9 @@ class EvaluationRun:
             names[at : at + 1] = found.names
         self._draws = with_draws(choosers(list(dict.fromkeys(names)), self.qa.model), self.draws)
         self.choosers = [chooser for own in self._draws.values() for chooser in own]
+        for chooser in self.choosers:
+            if isinstance(chooser, OracleChooser):
+                check_oracle(chooser.name, self.samples)
 
     def header(self, data: str) -> dict[str, Any]:
         """What the results depend on.

@@ -32,6 +32,8 @@ class Bootstrap:
     def __init__(self, videos: Sequence[str], draws: int = DRAWS, seed: int = 0) -> None:
         names, self._cluster = np.unique(np.asarray(videos, dtype=object), return_inverse=True)
         count = len(names)
+        #: Whether there are videos enough (`FEWEST_VIDEOS`) for what the draws say.
+        self.enough = count >= FEWEST_VIDEOS
         rng = np.random.default_rng(seed)
         #: `[draws, videos]`: how often each video was drawn.
         self._times = rng.multinomial(count, np.full(count, 1.0 / count), size=draws)

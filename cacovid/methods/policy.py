@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from cacovid.errors import InvalidInputError
 from cacovid.methods.base import ScoredMethod
 from cacovid.methods.top_k import top_k
 from cacovid.types import PerVideo, Prompt, Scores, Selection
@@ -51,9 +52,20 @@ class PolicyMethod(ScoredMethod):
         self.needs = frozenset(getattr(policy, "needs", ()))
 
     def scores(self, prompt: Prompt, *, seed: int = 0) -> Scores:
-        """The policy's scores, without gradients; the seed changes nothing."""
+        """The policy's scores, without gradients; the seed changes nothing.
+
+        Raises:
+            InvalidInputError: for a policy that returns something else than `Scores`.
+        """
         with torch.no_grad():
-            return self.policy(prompt)
+            scores = self.policy(prompt)
+        if not isinstance(scores, Scores):
+            raise InvalidInputError(
+                f"the policy {self.name!r} returned a {type(scores).__name__}; expected "
+                f"cacovid.Scores: Scores(token) with token [N] float32, and frame [F] where there "
+                f"are frame scores"
+            )
+        return scores
 
     def select(self, scores: Scores, prompt: Prompt, retention: PerVideo) -> Selection:
         """The kept tokens by `cacovid.ops.select_tokens`, or by one top-k over each video."""

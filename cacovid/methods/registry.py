@@ -72,6 +72,10 @@ def get(name: str, model: Any = None, **settings: Any) -> Method:
     >>> get("attention:2:question").name
     'attention:2:question'
     """
+    if not isinstance(name, str) or not name:
+        raise InvalidInputError(
+            f"a method was asked for by {name!r}; expected a name: {', '.join(names())}"
+        )
     base, *positional = name.split(":")
     entry = _ENTRIES.get(base)
     if entry is None:

@@ -19,6 +19,7 @@ from cacovid.models.inside import running
 from cacovid.models.memory import SelectionMemory
 from cacovid.models.prune import prepare_inputs
 from cacovid.models.timing import StageClock
+from cacovid.models.tokenizer import refuse_special_tokens
 from cacovid.types import Grid
 
 if TYPE_CHECKING:
@@ -111,13 +112,14 @@ class Conversation:
             The answer; its `selection` is what the prompt held, with `"sticky"` the union.
 
         Raises:
-            InvalidInputError: for an empty question; with `"sticky"`, for a method that merges
-                tokens.
+            InvalidInputError: for an empty question or one that holds a special token of the
+                model's tokenizer; with `"sticky"`, for a method that merges tokens.
             UnsupportedModelError: if the model's adapter hands over no features to keep.
         """
         from cacovid.models.video_qa import READ, Answer, with_options
 
         qa, asked = self.qa, with_options(question, options)
+        refuse_special_tokens(asked, qa.processor.tokenizer)
         clock = StageClock(qa.model.device, on_stage)
         with clock(READ):
             inputs = self._inputs(asked)

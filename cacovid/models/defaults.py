@@ -51,8 +51,10 @@ class ReadingDefaults:
 def is_place(name: str | PathLike[str]) -> bool:
     """Whether a name is a directory's, or has the form of a Hub id (`owner/name`).
 
-    For other names the Hub need not be asked, which it would be again and again.
+    For other names the Hub need not be asked, which it would be again and again; nor for a file's.
     """
+    if not str(name) or Path(name).is_file():  # an empty path is the working folder
+        return False
     return Path(name).is_dir() or _HUB_ID.fullmatch(str(name)) is not None
 
 
@@ -64,6 +66,8 @@ def model_location(name: str | PathLike[str]) -> str:
             from the installation.
     """
     if str(name) != TINY:
+        if Path(name).is_file():
+            raise InvalidInputError(f"model {str(name)!r} is a file; {EXPECTED_MODEL}")
         if not is_place(name):
             raise InvalidInputError(f"there is no model {str(name)!r}; {EXPECTED_MODEL}")
         return str(name)

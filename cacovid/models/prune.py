@@ -18,7 +18,7 @@ from cacovid.models.memory import SelectionMemory
 from cacovid.models.registry import adapter_for
 from cacovid.models.resolve import resolve_method
 from cacovid.models.timing import StageClock
-from cacovid.models.tokenizer import tokenizer_for
+from cacovid.models.tokenizer import refuse_special_tokens, tokenizer_for
 from cacovid.types import PerVideo, Prompt, Scores, Selection
 
 #: The stages' names, in order, as `timings` and progress bars have them.
@@ -149,7 +149,8 @@ def prune_inputs(
             chunks, or the method prunes inside the language model.
         WrongBaseModelError: if the policy is for another base model.
         InvalidInputError: for inputs without a video or of a wrong shape, a retention outside
-            (0, 1], NaN scores, or a question that is needed and not found.
+            (0, 1], NaN scores, or a question that is needed and not found, or that holds a special
+            token of the tokenizer (found without `question`: one that ends the turn before text).
     """
     method = resolve_method(policy_or_method, model)
     if getattr(method, "inside", False):
@@ -268,6 +269,9 @@ def _question_source(
         return QuestionSource(mask=question, required=required)
     if tokenizer is None and (question is not None or required):
         tokenizer = tokenizer_for(model)
+    if question is not None and tokenizer is not None:
+        for text in (question,) if isinstance(question, str) else question:
+            refuse_special_tokens(text, tokenizer)
     return QuestionSource(text=question, tokenizer=tokenizer, required=required)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from cacovid.errors import InvalidInputError
 from cacovid.models.base import QuestionSource
+from cacovid.models.tokenizer import special_tokens
 
 TURN_BEGIN, TURN_END, ROLE = "<|im_start|>", "<|im_end|>", "user"
 
@@ -153,6 +154,7 @@ def _last_user_turn(
         body = _without_role(row, begin + 1, end, tokenizer)
         if body is None:
             continue
+        _refuse_text_behind(row, end, begin_id, tokenizer)
         text = [i for i in range(body, end) if row[i] not in skip]
         if frame_label is not None:
             text = _without_labels(row, text, tokenizer, frame_label)
@@ -160,6 +162,19 @@ def _last_user_turn(
         filled = [number for number, piece in enumerate(pieces) if piece]
         return text[filled[0] : filled[-1] + 1] if filled else []
     return []
+
+
+def _refuse_text_behind(row: Sequence[int], end: int, begin_id: int, tokenizer: Any) -> None:
+    """Refuses a turn that ended before its text did: between turns no text stands."""
+    marks = special_tokens(tokenizer)
+    after = next((i for i in range(end, len(row)) if row[i] == begin_id), len(row))
+    behind = [token for token in row[end:after] if token not in marks]
+    if "".join(_pieces(behind, tokenizer)):
+        raise InvalidInputError(
+            f"behind the end of the user's turn stands more text: "
+            f"{tokenizer.decode(behind).strip()!r:.80}. A question that holds {TURN_END} ends "
+            f"there; take it out of the question, or pass question= (a [B, S] bool mask)"
+        )
 
 
 def _without_labels(

@@ -28,6 +28,11 @@ def resolve_method(chooser: Any, model: nn.Module) -> Method:
     """
     if isinstance(chooser, (str, PathLike)):
         return _named(chooser, model)
+    if isinstance(chooser, type):
+        raise InvalidInputError(
+            f"{chooser.__name__} is a class; expected one of its objects, such as "
+            f"{chooser.__name__}(...), or a method's name ({', '.join(names())})"
+        )
     if isinstance(chooser, nn.Module) or not isinstance(chooser, Method):
         if not callable(chooser):
             raise InvalidInputError(
@@ -45,9 +50,19 @@ def resolve_method(chooser: Any, model: nn.Module) -> Method:
 
 def _named(name: str | PathLike[str], model: nn.Module) -> Method:
     text = str(name)
+    if not text:
+        raise InvalidInputError(
+            f"a method was asked for by an empty name; expected one of {', '.join(names())}, or "
+            f"the directory or Hub id of a policy"
+        )
     if text.partition(":")[0] in names():
         return get(text, model=model)
     path = Path(name)
+    if path.is_file():
+        raise InvalidInputError(
+            f"{text!r} is a file; expected a policy's directory (with config.json and "
+            f"model.safetensors), a Hub id (owner/name), or a method's name: {', '.join(names())}"
+        )
     if path.is_dir() or (isinstance(name, str) and text.count("/") == 1):
         from cacovid.policies import load_policy
 

@@ -8,14 +8,38 @@ tower of random numbers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from cacovid.errors import InvalidInputError, UnsupportedModelError
+from cacovid.errors import CacovidError, InvalidInputError, UnsupportedModelError
 from cacovid.files import written_whole
+from cacovid.models.defaults import EXPECTED_MODEL
 
 _TOWER, _PUBLISHED = "vision_tower.", "vision_tower.vision_model."
+
+
+@contextmanager
+def telling_what_fails(name: str | PathLike[str]) -> Iterator[None]:
+    """Has errors of the libraries that load a model name it, and say what was expected.
+
+    Args:
+        name: The model's, as the caller gave it.
+
+    Raises:
+        InvalidInputError: for an `OSError` or a `ValueError` that is none of this package's.
+    """
+    try:
+        yield
+    except CacovidError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InvalidInputError(
+            f"model {str(name)!r} cannot be loaded: {reason[0]} ({EXPECTED_MODEL})"
+        ) from error
 
 
 def use_published_names(folder: str | PathLike[str]) -> int:

@@ -26,8 +26,9 @@ from cacovid.models.prune import prepare_inputs
 from cacovid.models.registry import adapter_for, supported_model_types
 from cacovid.models.resolve import resolve_method
 from cacovid.models.score_memory import ScoreMemory, video_key
-from cacovid.models.storage import load_whole
+from cacovid.models.storage import load_whole, telling_what_fails
 from cacovid.models.timing import StageClock
+from cacovid.models.tokenizer import refuse_special_tokens
 from cacovid.types import Grid, Scores, Selection
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class Answer:
         scores: What the method thought of each token; None where it does not score.
         timings: Seconds by stage: `read` (decoding and preparing the frames), `vision`,
             `score+select`, `prefill` (up to the first token), `decode`.
-        tokens: `{"video": N, "kept": K}`.
+        tokens: `{"video": N, "kept": K}`; of a method inside the language model also
+            `"layer_average"`, the tokens that its layers ran on in the mean.
         frames: The frames that the model saw, uint8 `[F, H, W, 3]`.
         timestamps: Seconds of each frame, float64 `[F]`; None for a video given as an array.
         question: The question as it was asked, with its options.
@@ -93,18 +95,25 @@ class Answer:
     def overlay(self, path: str | PathLike[str]) -> Path:
         """Draws the frames with scores and kept tokens: `.png` (all frames) or `.mp4`.
 
-        Question, answer, method and share of the tokens stand above them.
+        Question, answer, method and share of the tokens stand above them; of a method inside the
+        language model also the average over its layers, as the last one's tokens are drawn.
 
         Raises:
             InvalidInputError: for another ending, or a place where no file can be written.
         """
         from cacovid.viz.overlay import write_overlay
 
+        # The picture shows, and counts, what is kept in the last layer.
+        average, video = self.tokens.get("layer_average"), self.tokens["video"]
+        inside = "" if average is None else (
+            f": {average:,} of {video:,} tokens ({100 * average / video:.1f}%) averaged over the "
+            f"layers, {self.tokens['kept']:,} in the last"
+        )  # fmt: skip
         caption = (
             self.question,
             # A missing second line would put the third in the answer's place.
             self.text or NO_ANSWER,
-            f"method {self.method}, retention {self.retention:g}",
+            f"method {self.method}, retention {self.retention:g}{inside}",
         )
         return write_overlay(
             path, self.frames, self.grid, self.scores, self.selection,
@@ -127,6 +136,7 @@ class VideoQA:
 
     Raises:
         UnsupportedModelError: if no adapter serves the model.
+        InvalidInputError: for a processor without a tokenizer, or what chooses no tokens.
         WrongBaseModelError: if the policy is for another base model.
     """
 
@@ -138,6 +148,11 @@ class VideoQA:
         reading: ReadingDefaults | None = None,
     ) -> None:
         adapter_for(model)
+        if getattr(processor, "tokenizer", None) is None:
+            raise InvalidInputError(
+                f"processor is {processor!r:.80}, which has no tokenizer; expected the model's "
+                f"processor (AutoProcessor, or cacovid.models.VideoProcessor)"
+            )
         self.model: Any = model
         self.processor = processor
         self.method = resolve_method(DEFAULT_METHOD if policy is None else policy, model)
@@ -165,8 +180,9 @@ class VideoQA:
         Raises:
             UnsupportedModelError: for a kind of model without adapter, before weights are loaded;
                 for a model whose weights the installed transformers does not all find.
-            InvalidInputError: if the embedded model is missing, the device is not there, or the
-                dtype is no floating point.
+            InvalidInputError: if the embedded model is missing, a directory or Hub id holds no
+                model that can be loaded, the device is not there, or the dtype is no floating
+                point.
         """
         from transformers import AutoConfig
 
@@ -177,11 +193,13 @@ class VideoQA:
             dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         dtype = checked_dtype(dtype)
         location = model_location(name)
-        _check_type(location, AutoConfig.from_pretrained(location))
-        model = load_whole(location, dtype).to(device).eval()
+        with telling_what_fails(name):
+            _check_type(location, AutoConfig.from_pretrained(location))
+            model = load_whole(location, dtype).to(device).eval()
+            processor = load_processor(location)
         if policy is None and BESIDE in policies_beside(Path(location)):
             policy = BESIDE
-        return cls(model, load_processor(location), policy, reading_defaults(location))
+        return cls(model, processor, policy, reading_defaults(location))
 
     def ask(
         self,
@@ -213,12 +231,14 @@ class VideoQA:
 
         Raises:
             VideoReadError: if the file cannot be read.
-            InvalidInputError: for an empty question, a retention outside (0, 1], options that
-                nobody can choose among, frames that are no uint8 RGB.
+            InvalidInputError: for an empty question or one that holds a special token of the
+                model's tokenizer (`<|im_end|>`, which would end the turn), a retention outside
+                (0, 1], options that nobody can choose among, frames that are no uint8 RGB.
         """
         chooser = self._chooser(method)
         retention = self._retention(retention, method)
         asked = with_options(question, options)
+        refuse_special_tokens(asked, self.processor.tokenizer)
         clock = StageClock(self.model.device, on_stage)
         with clock(READ):
             frames, timestamps, told = self._frames(video)
@@ -305,14 +325,20 @@ class VideoQA:
         if isinstance(video, Tensor):
             video = video.cpu().numpy()
         if isinstance(video, np.ndarray):
-            if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8 or not len(video):
+            if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8 or not video.size:
                 raise InvalidInputError(
                     f"the video is an array {video.shape} of {video.dtype}; expected uint8 frames "
-                    f"[F, H, W, 3]"
+                    f"[F, H, W, 3], at least one and none of them empty"
                 )
             count = min(len(video), self.reading.max_frames)
             shown = np.linspace(0, len(video) - 1, count).round().astype(np.int64)
             return video[shown], None, None
+        if not isinstance(video, (str, PathLike)):
+            many = isinstance(video, (list, tuple))
+            raise InvalidInputError(
+                f"the video is of type {type(video).__name__}; expected the path of a file, or "
+                f"uint8 frames [F, H, W, 3]" + (": np.stack(frames)" if many else "")
+            )
         from cacovid.video import FrameSampling, read_frames
 
         sampling = FrameSampling(max_frames=self.reading.max_frames, fps=self.reading.fps)
@@ -328,8 +354,11 @@ def with_options(question: str, options: Sequence[str] | None) -> str:
         options: From 2 to 26 different texts; None or none at all: an open question.
 
     Raises:
-        InvalidInputError: for an empty question, or options that nobody can choose among.
+        InvalidInputError: for an empty question or what is no text, or options that nobody can
+            choose among.
     """
+    if not isinstance(question, str):
+        raise InvalidInputError(f"the question is {question!r}; expected a text")
     question = question.strip()
     if not question:
         raise InvalidInputError("the question is empty; ask something")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cacovid.errors import InvalidInputError
+from cacovid.reference._checks import whole_number
 
 
 def scores(values: Tensor, count: int, name: str) -> Tensor:
@@ -38,13 +39,13 @@ def same_device(a: Tensor, b: Tensor, name_a: str, name_b: str) -> None:
 
 def rows_and_count(rows: Tensor, k: int) -> None:
     """Raises:
-    InvalidInputError: unless `rows` is `[M, D]` floating point and `1 <= k <= M`.
+    InvalidInputError: unless `rows` is `[M, D]` floating point and `1 <= k <= M`, an integer.
     """
     if rows.dim() != 2 or not rows.is_floating_point():
         raise InvalidInputError(
             f"rows are {tuple(rows.shape)} {rows.dtype}; expected [M, D] floating point"
         )
-    if not 1 <= k <= rows.shape[0]:
+    if not 1 <= whole_number(k, "k") <= rows.shape[0]:
         raise InvalidInputError(f"k is {k}; expected 1 to {rows.shape[0]}, the number of rows")
 
 
@@ -65,6 +66,11 @@ def has_form(rows: Tensor, op: str, backend: str | None) -> bool:
 
 
 def as_int64(value: int) -> int:
-    """`value` modulo 2**64, with a sign: the schemas' integers are signed, the bits count."""
+    """`value` modulo 2**64, with a sign: the schemas' integers are signed, the bits count.
+
+    Raises:
+        InvalidInputError: for a seed or an offset that is no integer.
+    """
+    value = whole_number(value, "a seed or an offset")
     value &= 0xFFFFFFFFFFFFFFFF
     return value - (1 << 64) if value >> 63 else value

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from cacovid.errors import InvalidInputError
 from cacovid.ops import _arguments, _registry
+from cacovid.reference import _checks
 from cacovid.reference import bernoulli_sample as bernoulli_sample_reference
 from cacovid.reference.bernoulli import video_counts
 from cacovid.types import Grid
@@ -54,8 +54,7 @@ def bernoulli_sample(
     """
     counts = video_counts(logits, grid)
     logits = _arguments.scores(logits, sum(counts), "logits")
-    if rollouts < 1:
-        raise InvalidInputError(f"rollouts is {rollouts}; expected at least 1")
+    rollouts = _checks.at_least_one(rollouts, "rollouts")
     if _SPEC.choose(logits.device, backend) == "reference":
         return bernoulli_sample_reference(logits, rollouts, grid=grid, seed=seed, offset=offset)
     seed, offset = _arguments.as_int64(seed), _arguments.as_int64(offset)

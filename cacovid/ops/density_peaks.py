@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cacovid.ops import _arguments, _registry
+from cacovid.reference._checks import at_least_one
 from cacovid.reference.density_peaks import density_peaks as density_peaks_reference
 
 
@@ -39,6 +40,7 @@ def density_peaks(
     if form == "reference" or not _arguments.has_form(rows, "density_peaks", backend):
         return density_peaks_reference(rows, k, neighbours)
     _arguments.rows_and_count(rows, k)
+    at_least_one(neighbours, "neighbours")
     rows = rows.detach()
     # A GPU reads 16-bit rows as they are: half the traffic.
     return _registry.call(_OP, rows.float() if form == "cpu" else rows, k, neighbours)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from cacovid.errors import InvalidInputError
 from cacovid.ops import _arguments, _registry
 from cacovid.reference import _checks
 from cacovid.reference.ocss import OcssPlan, _sample_video, ocss_plan
@@ -62,8 +61,7 @@ def ocss_sample(
     """
     grid = Grid.of(grid)
     token_scores = _arguments.scores(token_scores, grid.num_tokens, "token_scores")
-    if rollouts < 1:
-        raise InvalidInputError(f"rollouts is {rollouts}; expected at least 1")
+    rollouts = _checks.at_least_one(rollouts, "rollouts")
     if _SPEC.choose(token_scores.device, backend) == "reference":
         return ocss_sample_reference(
             token_scores,

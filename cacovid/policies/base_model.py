@@ -59,18 +59,19 @@ def check_base(
     policy = "the policy" if name is None else f"the policy {name!r}"
     wanted = getattr(config, "base_model", None)
     width = getattr(config, "hidden_size", None)
+    described = _described(base_model, model_names)
     if None not in (width, hidden_size) and width != hidden_size:
         raise WrongBaseModelError(
-            f"{policy} is for {wanted or 'a model'} of hidden size {width}; the model "
-            f"{_described(base_model, model_names)} has hidden size {hidden_size}. Use it with its "
-            f"own base model, or train one for this model"
+            f"{policy} is for {wanted or 'a model'} of hidden size {width}; the model"
+            f"{f' {described}' if described else ''} has hidden size {hidden_size}. Use it with "
+            f"its own base model, or train one for this model"
         )
     if not wanted or not model_names or (name is not None and _beside(name, model_names)):
         return
     verdicts = {same_model(str(wanted), model) for model in model_names}
     if True in verdicts:
         return
-    told = f"{policy} is for {str(wanted)!r}; the model is {_described(base_model, model_names)}"
+    told = f"{policy} is for {str(wanted)!r}; the model is {described}"
     override = (
         "set base_model in the policy's config.json to the model's name (null: any model of its "
         "hidden size)"

@@ -162,7 +162,7 @@ class CrossAttentionPolicy(StoredPolicy):
         weights; the heads that make the scores compute in float32, or in float64 for a policy in
         float64.
         """
-        self._check(prompt)
+        self._check_width(prompt.embeds, "prompt")
         c = self.config
         tokens, frames = [], []
         questions = self._questions(prompt)
@@ -192,7 +192,7 @@ class CrossAttentionPolicy(StoredPolicy):
 
     def folds(self, prompt: Prompt) -> list[ScoreFold]:
         """The fold of every video's question; questions that are shared are folded once."""
-        self._check(prompt)
+        self._check_width(prompt.embeds, "prompt")
         questions = self._questions(prompt)
         if prompt.question_offsets is None:
             return [self.fold(questions[0])] * prompt.grid.num_videos
@@ -206,6 +206,10 @@ class CrossAttentionPolicy(StoredPolicy):
 
         Args:
             question: `[L, D]` float, the question tokens' embeddings; `L` may be 0.
+
+        Raises:
+            InvalidInputError: for another number of dimensions.
+            WrongBaseModelError: for another hidden size.
         """
         with torch.autocast(question.device.type, enabled=False):
             return self._fold(question)
@@ -243,7 +247,17 @@ class CrossAttentionPolicy(StoredPolicy):
 
         Args:
             question: `[L, D]` float.
+
+        Raises:
+            InvalidInputError: for another number of dimensions.
+            WrongBaseModelError: for another hidden size.
         """
+        if question.dim() != 2:
+            raise InvalidInputError(
+                f"question has shape {tuple(question.shape)}; expected [L, D], the question "
+                f"tokens' embeddings"
+            )
+        self._check_width(question, "question")
         z = self.question_norm(question.to(self.query.weight.dtype))
         if not self.config.slots:
             return torch.cat((self.null, self.slot_input(z)))
@@ -263,10 +277,10 @@ class CrossAttentionPolicy(StoredPolicy):
             return [rows] * prompt.grid.num_videos
         return [rows[begin:end] for begin, end in pairwise(offsets)]
 
-    def _check(self, prompt: Prompt) -> None:
-        if prompt.embeds.shape[1] != self.config.hidden_size:
+    def _check_width(self, embeds: Tensor, what: str) -> None:
+        if embeds.shape[1] != self.config.hidden_size:
             raise WrongBaseModelError(
-                f"the prompt has hidden size {prompt.embeds.shape[1]}; the policy is for "
+                f"the {what} has hidden size {embeds.shape[1]}; the policy is for "
                 f"{self.config.base_model or 'a model'} of hidden size {self.config.hidden_size}"
             )
 

@@ -32,11 +32,18 @@ class CheckpointFiles:
         revision: Branch, tag or commit on the Hub; None: the main branch.
         token: As for `huggingface_hub`.
 
+    Raises:
+        InvalidInputError: for the name of a file.
+
     Attributes:
         bytes_read: Bytes of safetensors files read so far.
     """
 
     def __init__(self, name: str, revision: str | None = None, token: Any = None) -> None:
+        if Path(name).is_file():
+            raise InvalidInputError(
+                f"{str(name)!r} is a file; expected a checkpoint's directory or Hub id"
+            )
         self.name = name
         self.revision = revision
         self.token = token

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -20,6 +22,9 @@ from cacovid.policies.config import PolicyConfig
 from cacovid.types import Prompt, Scores
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+#: What the Hub is asked with. A folder has no say in it.
+_HUB_NAMES = ("revision", "token", "cache_dir", "local_files_only")
 
 #: `policy_type` of config.json -> class.
 _TYPES: dict[str, type[StoredPolicy]] = {}
@@ -172,9 +177,12 @@ def load_policy(
         The policy, in evaluation mode, on the CPU.
 
     Raises:
-        InvalidInputError: if files are missing or damaged, or of a kind that is not known.
+        InvalidInputError: if files are missing or damaged, or of a kind that is not known; for a
+            name that is none, such as that of a file, or another keyword.
         WrongBaseModelError: if the policy is for another model or hidden size; both are named.
     """
+    _check_place(name)
+    _check_hub(hub)
     cls, values = _read_config(name, hub)
     config = cls.config_class.from_dict(values)
     check_base(config, str(name), base_model, hidden_size)
@@ -198,7 +206,31 @@ def policy_class(name: str | PathLike[str], **hub: Any) -> type[StoredPolicy]:
     Raises:
         InvalidInputError: if there is no configuration of a policy of a known kind.
     """
+    _check_place(name)
+    _check_hub(hub)
     return _read_config(name, hub)[0]
+
+
+def _check_place(name: Any) -> None:
+    expected = (
+        f"expected a policy's directory (with {CONFIG} and {WEIGHTS}), or a Hub id (owner/name)"
+    )
+    if not isinstance(name, (str, PathLike)) or not str(name):
+        raise InvalidInputError(f"a policy was asked for by the name {name!r}; {expected}")
+    if Path(name).is_file():
+        raise InvalidInputError(f"{str(name)!r} is a file; {expected}")
+
+
+def _check_hub(hub: Mapping[str, Any]) -> None:
+    for given in hub:
+        if given not in _HUB_NAMES:
+            # Misspelled ones of this function come here, too.
+            known = (*_HUB_NAMES, "base_model", "hidden_size")
+            near = difflib.get_close_matches(given, known, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise InvalidInputError(
+                f"{given!r} is no argument of load_policy{hint}; expected {', '.join(known)}"
+            )
 
 
 def _read_config(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
+
 import torch
 from torch import Tensor
 
@@ -46,28 +49,44 @@ def ratios(grid: Grid, value: PerVideo, name: str) -> tuple[float, ...]:
     return values
 
 
+def whole_number(value: int, name: str) -> int:
+    """`value` as an integer.
+
+    Raises:
+        InvalidInputError: for what is none, such as 5.0.
+    """
+    if type(value) is int or isinstance(value, torch.SymInt):
+        return value
+    if not isinstance(value, (bool, Tensor)):
+        with contextlib.suppress(TypeError):
+            return operator.index(value)
+    raise InvalidInputError(f"{name} is {value!r}; expected an integer")
+
+
 def at_least_one(value: int, name: str) -> int:
-    """`value`, if it is at least 1.
+    """`value`, if it is an integer of at least 1.
 
     Raises:
         InvalidInputError: otherwise.
     """
+    value = whole_number(value, name)
     if value < 1:
         raise InvalidInputError(f"{name} is {value}; expected at least 1")
-    return int(value)
+    return value
 
 
 def rows_and_count(rows: Tensor, k: int) -> Tensor:
     """`rows` detached, in at least float32, if `k` of them can be kept.
 
     Raises:
-        InvalidInputError: unless `rows` is `[M, D]`, finite floating point, and `1 <= k <= M`.
+        InvalidInputError: unless `rows` is `[M, D]`, finite floating point, and `k` an integer,
+            `1 <= k <= M`.
     """
     if rows.dim() != 2 or not rows.is_floating_point():
         raise InvalidInputError(
             f"rows are {tuple(rows.shape)} {rows.dtype}; expected [M, D] floating point"
         )
-    if not 1 <= k <= rows.shape[0]:
+    if not 1 <= whole_number(k, "k") <= rows.shape[0]:
         raise InvalidInputError(f"k is {k}; expected 1 to {rows.shape[0]}, the number of rows")
     if not bool(torch.isfinite(rows).all()):
         raise InvalidInputError("rows have NaN or infinite values; expected finite features")

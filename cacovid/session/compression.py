@@ -20,7 +20,7 @@ from cacovid.policies.ranking import highest_scores
 from cacovid.reference.select_tokens import select_plan
 from cacovid.session import checks
 from cacovid.session.guard import Guard
-from cacovid.session.placement import device_of, first, with_weights_on
+from cacovid.session.placement import check_policy, device_of, first, with_weights_on
 from cacovid.session.question import QuestionSide, ReadQuestion
 from cacovid.session.recording import CudaRecorder, Recent, Recorder, Repeated, Tensors
 from cacovid.types import Grid, PerVideo, Prompt, Scores
@@ -72,7 +72,8 @@ class CompressionSession:
             overwrite, instead of a copy; not for sessions that several threads call.
 
     Raises:
-        InvalidInputError: for a device that is not there, or settings out of range.
+        InvalidInputError: for a device that is not there, settings out of range, or what is no
+            policy (a name, a method).
 
     >>> from cacovid.policies import CrossAttentionConfig
     >>> policy = CrossAttentionPolicy(CrossAttentionConfig(hidden_size=16))
@@ -96,6 +97,7 @@ class CompressionSession:
     ) -> None:
         if cached < 1:
             raise InvalidInputError(f"cached is {cached}; expected at least 1 shape")
+        check_policy(policy)
         self.device = device_of(policy, device)
         self.policy = with_weights_on(policy, self.device)
         self.grid, self.retention = Grid.of(grid), retention
@@ -343,6 +345,10 @@ class CompressionSession:
         def run(video: Tensor, positions: Tensor, *question: Tensor) -> Tensors:
             if fold is None:
                 scores = self.policy(_prompt(video, question[0], positions, grid))
+                if not isinstance(scores, Scores):
+                    raise InvalidInputError(
+                        f"the policy returned a {type(scores).__name__}; expected cacovid.Scores"
+                    )
             else:
                 scores = Scores(*ops.score(video, fold.with_tensors(question), grid))
             return self._kept(scores, video, positions, grid, retention)

@@ -38,6 +38,31 @@ def with_weights_on(policy: Any, device: torch.device) -> Any:
     return copy.deepcopy(policy).to(device)
 
 
+def check_policy(policy: Any) -> None:
+    """Refuses what gives no scores: names and methods, which other parts of the package take.
+
+    Raises:
+        InvalidInputError: saying what to pass in its place.
+    """
+    expected = "expected a policy, or any callable policy(prompt) -> Scores"
+    if isinstance(policy, str):
+        raise InvalidInputError(
+            f"a session was given the name {policy!r}; {expected}: cacovid.load_policy(name) reads "
+            f"one. Methods of cacovid.methods choose without a session"
+        )
+    # Methods stand above sessions and are told by what they have (`cacovid.methods.Method`).
+    method = hasattr(policy, "scores") and hasattr(policy, "needs")
+    if method and not isinstance(policy, (nn.Module, type)):
+        own = getattr(policy, "policy", None)
+        hint = "" if own is None else ". Pass its policy: method.policy"
+        raise InvalidInputError(
+            f"a session was given the method {policy.name!r}, which selects by itself; {expected}"
+            f"{hint}"
+        )
+    if not callable(policy) or isinstance(policy, type):
+        raise InvalidInputError(f"a session was given {policy!r:.80}; {expected}")
+
+
 def first(*values: Any) -> Any:
     """The first value that is not None."""
     return next((value for value in values if value is not None), None)

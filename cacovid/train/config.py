@@ -7,12 +7,15 @@ import difflib
 import json
 import types
 import typing
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from cacovid.errors import InvalidInputError, MissingDependencyError
+from cacovid.policies import CrossAttentionConfig, SelfAttentionConfig, SurpriseConfig
+from cacovid.policies.config import PolicyConfig
 from cacovid.train.cpo import CPOSettings
 from cacovid.train.imitation import ImitationSettings
 from cacovid.train.limits import check_at_least, check_positive, check_share
@@ -22,6 +25,13 @@ from cacovid.train.settings import TrainerSettings
 
 T = TypeVar("T")
 
+#: What `policy.type` may be, and what `policy.settings` are of.
+_POLICIES: dict[str, type[PolicyConfig]] = {
+    "cross_attention": CrossAttentionConfig,
+    "self_attention": SelfAttentionConfig,
+    "surprise": SurpriseConfig,
+}
+
 
 @dataclass(frozen=True)
 class PolicySection:
@@ -29,11 +39,17 @@ class PolicySection:
 
     Args:
         type: `"cross_attention"`, `"self_attention"` or `"surprise"`.
-        settings: Settings of the policy's configuration; the hidden size is the model's.
+        settings: Settings of the policy's configuration; the hidden size is the model's. For a
+            start from the language model: `policy_share`, `max_frame_ratio`, `retention` and
+            `base_model` alone, the shape is the layer's.
         from_language_model: For `self_attention`: start as layer 0 of the language model.
         exchange_roles: For that start: with the layer's queries and keys exchanged, so that video
             tokens attend to the words that ask for them (`cacovid.policies.exchanged_roles`).
         start: Directory or Hub id of a policy to go on from, in place of all the above.
+
+    Raises:
+        InvalidInputError: for an unknown type or setting (with the nearest known one), or a
+            setting of the wrong kind.
     """
 
     type: str = "cross_attention"
@@ -50,6 +66,32 @@ class PolicySection:
                 f"model's layer; got type {self.type!r}, from_language_model "
                 f"{self.from_language_model} and start {self.start!r}. Leave it out"
             )
+        if self.type not in _POLICIES:
+            raise InvalidInputError(
+                f"policy.type is {self.type!r}{_nearest(self.type, _POLICIES)}; expected one of "
+                f"{', '.join(_POLICIES)}"
+            )
+        object.__setattr__(self, "settings", self._checked_settings())
+
+    def _checked_settings(self) -> dict[str, Any]:
+        """The settings, numbers that YAML reads as text made numbers."""
+        kind, shape, whose = _POLICIES[self.type], {"hidden_size"}, "of the model"
+        layer = self.type == "self_attention"
+        if layer and self.from_language_model:
+            shape = _names(kind) - _names(PolicyConfig)
+            kind, whose = PolicyConfig, "of the language model's layer, where the policy starts"
+        elif layer:
+            shape = set()
+        for name in self.settings:
+            if name in shape:
+                raise InvalidInputError(
+                    f"policy.settings: {name!r} is that {whose}; leave it out"
+                    + (", or set policy.from_language_model: false" if kind is PolicyConfig else "")
+                )
+        # Whatever the model's size is, it is no setting's concern.
+        model = {"hidden_size": 16} if shape == {"hidden_size"} else {}
+        settings = build(kind, {**model, **self.settings}, "policy.settings", hidden=model)
+        return {name: getattr(settings, name) for name in self.settings}
 
 
 @dataclass(frozen=True)
@@ -203,6 +245,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_output(self.output)
+        if self.policy.start is None:
+            check_objective(self, has_frames=self.policy.type != "surprise")
         if not self.stages:
             return
         reading = {"max_frames": self.data.max_frames, "fps": self.data.fps}
@@ -219,6 +263,25 @@ class TrainConfig:
                 )
         steps = sum(stage.steps for stage in self.stages)
         object.__setattr__(self, "training", replace(self.training, steps=steps))
+
+
+def check_objective(config: TrainConfig, has_frames: bool) -> None:
+    """Refuses an objective that the policy cannot learn by.
+
+    Args:
+        config: The configuration.
+        has_frames: Whether the policy scores frames.
+
+    Raises:
+        InvalidInputError: for frame rollouts of a policy without frame scores.
+    """
+    count = config.cpo.rollouts.frame_rollouts
+    if config.objective == "cpo" and count and not has_frames:
+        raise InvalidInputError(
+            f"objective is cpo with {count} frame rollouts, and a policy of type surprise has no "
+            f"frame scores to draw them by; expected objective: score, or "
+            f"cpo.rollouts.frame_rollouts: 0"
+        )
 
 
 def _check_output(output: str) -> None:
@@ -240,7 +303,7 @@ def read_config(path: str | PathLike[str]) -> TrainConfig:
 
     Raises:
         InvalidInputError: for a file that cannot be read, an entry that is not known (with the
-            nearest known one), or a value of the wrong kind.
+            nearest known one) or there twice, or a value of the wrong kind.
         MissingDependencyError: for YAML without pyyaml.
     """
     path = Path(path)
@@ -258,7 +321,7 @@ def read_config(path: str | PathLike[str]) -> TrainConfig:
 def _parse(text: str, path: Path) -> Any:
     if path.suffix == ".json":
         try:
-            return json.loads(text)
+            return json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, path))
         except json.JSONDecodeError as error:
             raise InvalidInputError(f"{path} is not JSON: {error}") from error
     try:
@@ -268,18 +331,64 @@ def _parse(text: str, path: Path) -> Any:
             "YAML configurations need pyyaml; install cacovid[train]"
         ) from error
     try:
+        twice = _entered_twice(yaml.compose(text, Loader=yaml.SafeLoader))
+        if twice is not None:
+            raise InvalidInputError(
+                f"{path} has {twice.value!r} twice in one section, again in line "
+                f"{twice.start_mark.line + 1}; expected each entry once"
+            )
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InvalidInputError(f"{path} is not YAML: {error}") from error
 
 
-def build(cls: type[T], values: Any, where: str) -> T:
+def _once(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    """A JSON object, of which the reader would take the last of two entries with one name."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidInputError(
+            f"{path} has {twice!r} twice in one section; expected each entry once"
+        )
+    return entries
+
+
+def _entered_twice(node: Any) -> Any:
+    """The first key of a YAML document that its section has already, or None."""
+    if node is None or isinstance(node.value, str):
+        return None
+    seen = set()
+    for part in node.value:
+        key, value = part if isinstance(part, tuple) else (None, part)
+        if key is not None:
+            # Sections that are merged (`<<`) give defaults, which are there to be overruled.
+            if isinstance(key.value, str) and key.value != "<<" and key.value in seen:
+                return key
+            seen.add(key.value if isinstance(key.value, str) else id(key))
+        found = _entered_twice(value)
+        if found is not None:
+            return found
+    return None
+
+
+def _nearest(name: Any, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(name), list(known), 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _names(cls: type) -> set[str]:
+    return {f.name for f in dataclasses.fields(cls)}
+
+
+def build(cls: type[T], values: Any, where: str, hidden: Container[str] = ()) -> T:
     """A dataclass from nested dictionaries, every entry checked.
 
     Args:
         cls: The dataclass.
         values: What the file says.
         where: For messages: the file, and the section.
+        hidden: Entries that are not offered where an unknown one is told.
 
     Raises:
         InvalidInputError: naming the entry, what it was, and what was expected.
@@ -290,10 +399,10 @@ def build(cls: type[T], values: Any, where: str) -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = [name for name in values if name not in fields]
     if unknown:
-        near = difflib.get_close_matches(str(unknown[0]), fields, 1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        known = [name for name in fields if name not in hidden]
         raise InvalidInputError(
-            f"{where}: {unknown[0]!r} is not known{hint}; expected {', '.join(fields)}"
+            f"{where}: {unknown[0]!r} is not known{_nearest(unknown[0], known)}; expected "
+            f"{', '.join(known)}"
         )
     missing = [
         name
@@ -323,7 +432,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             )
         return value
     if origin is tuple:
-        if not isinstance(value, list):
+        if not isinstance(value, (list, tuple)):
             raise InvalidInputError(f"{where} is {value!r}; expected a list")
         if arguments[-1] is Ellipsis:
             return tuple(_value(arguments[0], v, where) for v in value)

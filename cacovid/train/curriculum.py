@@ -76,6 +76,21 @@ class Curriculum:
             step -= stage.steps
         return len(self.stages) - 1
 
+    def tried(self, steps: int, group: int, seed: int) -> set[str]:
+        """The ids of the samples that the first steps took.
+
+        Args:
+            steps: How many.
+            group: Samples of a step, over all processes.
+            seed: Of the order.
+        """
+        found: set[str] = set()
+        for stage in self.stages:
+            order = stage.samples.order(seed, 0)[: min(steps, stage.steps) * group]
+            found.update(stage.samples[index].id for index in order)
+            steps = max(0, steps - stage.steps)
+        return found
+
     def at(self, place: int, group: int, seed: int) -> TrainingSample:
         """The sample at a place of the whole run.
 

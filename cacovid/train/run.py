@@ -15,7 +15,7 @@ from cacovid.errors import InvalidInputError
 from cacovid.methods import PolicyMethod
 from cacovid.models.defaults import model_location, reading_defaults
 from cacovid.models.processing import load_processor
-from cacovid.models.storage import load_whole
+from cacovid.models.storage import load_whole, telling_what_fails
 from cacovid.policies import (
     CrossAttentionConfig,
     CrossAttentionPolicy,
@@ -28,7 +28,13 @@ from cacovid.policies import (
 )
 from cacovid.synthetic import make_pseudo_videos, read_captioned_images
 from cacovid.train.choices import letter_ids
-from cacovid.train.config import DataSection, EvaluationSection, PolicySection, TrainConfig
+from cacovid.train.config import (
+    DataSection,
+    EvaluationSection,
+    PolicySection,
+    TrainConfig,
+    check_objective,
+)
 from cacovid.train.cpo import CPO
 from cacovid.train.curriculum import Curriculum, Stage
 from cacovid.train.data import (
@@ -158,8 +164,10 @@ def prepare(config: TrainConfig, on_stage: Callable[[str], None] = lambda name: 
             [replace(stage, samples=put_plainly(stage.samples)) for stage in curriculum.stages]
         )
     device = training_device(config.device)
-    with plain_launch():  # else transformers may give all processes but the first empty weights
+    # Launched otherwise, transformers may give all processes but the first empty weights.
+    with plain_launch(), telling_what_fails(config.model):
         model = freeze(load_whole(location, reading_dtype(config.dtype, device)))
+        processor = load_processor(location)
     sharded = config.shard_frozen or launched_with_fsdp()
     if sharded and config.objective == "imitation":
         raise InvalidInputError(
@@ -168,7 +176,6 @@ def prepare(config: TrainConfig, on_stage: Callable[[str], None] = lambda name: 
         )
     if not sharded:
         model = model.to(device)
-    processor = load_processor(location)
     check_answerable(curriculum.samples, processor.tokenizer)
     check_answerable(held_out, processor.tokenizer)
     frames = config.data.max_frames or reading.max_frames
@@ -189,6 +196,7 @@ def prepare(config: TrainConfig, on_stage: Callable[[str], None] = lambda name: 
     )
     torch.manual_seed(config.training.seed)
     policy = make_policy(config.policy, model, config.model).to(device)
+    check_objective(config, has_frames=not isinstance(policy, SurprisePolicy))
     # After the policy, which may start as a layer of the model.
     lockstep = shard_frozen(model, torch.device(device)) if sharded else None
     return Run(config, curriculum, held_out, reward, policy, lockstep)
@@ -290,14 +298,31 @@ def read_data(section: DataSection) -> Samples:
             section.stills,
         )  # fmt: skip
     if section.kept is not None:
-        try:
-            ids = json.loads(Path(section.kept).read_text())["kept"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InvalidInputError(
-                f"{section.kept} is no list that cacovid filter wrote: {error}"
-            ) from error
-        samples = samples.only(ids)
+        samples = samples.only(_read_kept(section.kept))
     return samples
+
+
+def _read_kept(path: str) -> list[str]:
+    """The ids of a list that `cacovid filter` wrote."""
+    expected = (
+        'expected the list that cacovid filter writes, {"kept": [ids of the questions, as texts]}'
+    )
+    try:
+        found = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise InvalidInputError(f"data.kept: {path} cannot be read: {error}") from error
+    except ValueError as error:
+        raise InvalidInputError(f"data.kept: {path} is not JSON ({error}); {expected}") from error
+    ids = found.get("kept") if isinstance(found, dict) else None
+    if not isinstance(ids, list):
+        what = f"a {type(found).__name__} without 'kept'"
+        if isinstance(found, dict) and "kept" in found:
+            what = f"'kept' as {ids!r:.80}"
+        raise InvalidInputError(f"data.kept: {path} holds {what}; {expected}")
+    wrong = [id for id in ids if not isinstance(id, str)]
+    if wrong:
+        raise InvalidInputError(f"data.kept: {path} holds the id {wrong[0]!r}; {expected}")
+    return ids
 
 
 def read_held_out(section: EvaluationSection) -> Samples:
@@ -316,26 +341,19 @@ def make_policy(section: PolicySection, model: Any, name: str) -> StoredPolicy:
     """The policy of a `policy` section, for a model.
 
     Raises:
-        InvalidInputError: for an unknown type or setting.
+        InvalidInputError: for a setting that does not fit the model.
+        UnsupportedModelError: for a model whose layer is no start (`from_language_model`).
     """
     if section.start is not None:
         return load_policy(section.start, base_model=model).train()
     settings = {"base_model": name, **section.settings}
-    try:
-        if section.type == "cross_attention":
-            width = model.config.get_text_config().hidden_size
-            return CrossAttentionPolicy(CrossAttentionConfig(hidden_size=width, **settings))
-        if section.type == "self_attention":
-            if section.from_language_model:
-                return SelfAttentionPolicy.from_language_model(
-                    model, exchange_roles=section.exchange_roles, **settings
-                )
-            return SelfAttentionPolicy(SelfAttentionConfig(**settings))
-        if section.type == "surprise":
-            width = model.config.get_text_config().hidden_size
-            return SurprisePolicy(SurpriseConfig(hidden_size=width, **settings))
-    except TypeError as error:
-        raise InvalidInputError(f"policy.settings do not fit: {error}") from error
-    raise InvalidInputError(
-        f"policy.type is {section.type!r}; expected cross_attention, self_attention or surprise"
-    )
+    if section.type == "self_attention":
+        if section.from_language_model:
+            return SelfAttentionPolicy.from_language_model(
+                model, exchange_roles=section.exchange_roles, **settings
+            )
+        return SelfAttentionPolicy(SelfAttentionConfig(**settings))
+    width = model.config.get_text_config().hidden_size
+    if section.type == "surprise":
+        return SurprisePolicy(SurpriseConfig(hidden_size=width, **settings))
+    return CrossAttentionPolicy(CrossAttentionConfig(hidden_size=width, **settings))

@@ -39,8 +39,8 @@ class TrainerSettings:
         keep_checkpoints: How many are kept.
         evaluate_every: Steps between greedy evaluations on the held-out questions, logged as
             `greedy`; 0: only before and after.
-        max_unreadable: Share of samples with unreadable videos that stops the run (after 20), over
-            all processes.
+        max_unreadable: Share of samples with unreadable videos that stops the run (after 20
+            samples, or all of fewer), over all processes; a sample counts once.
     """
 
     steps: int = 1000

@@ -103,6 +103,8 @@ class Trainer:
         on_cpu = next(policy.parameters()).device.type == "cpu"
         self._accelerator = _accelerator(trackers, self.folder, on_cpu)
         self._unreadable = Unreadable(self.folder / "unreadable.json", self.is_main)
+        self._tried: set[str] = set()
+        self._planned = len(self.curriculum.tried(settings.steps, self._group, settings.seed))
         groups = _parameter_groups(policy, settings, pretrained)
         self._optimizer = torch.optim.AdamW(
             groups, lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -136,7 +138,7 @@ class Trainer:
 
     @property
     def unreadable(self) -> list[tuple[str, str]]:
-        """`(id, reason)` of samples whose videos could not be read, on all processes."""
+        """`(id, reason)` of samples whose videos could not be read, on all processes; each once."""
         return self._unreadable.entries
 
     def catch_up(self) -> None:
@@ -163,7 +165,7 @@ class Trainer:
         state = read_checkpoint(path, self.policy, self._provenance)
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
-        self._unreadable.entries = [tuple(entry) for entry in state["unreadable"]]
+        self._unreadable.take_up(state["unreadable"])
         cut_after(self.folder / "log.jsonl", state["step"])
         return int(state["step"])
 
@@ -171,13 +173,15 @@ class Trainer:
         """Runs the steps from `first` on, up to `last` or the end.
 
         Raises:
-            TrainingError: for scores, a loss or a gradient that are no numbers, or too many
-                unreadable videos.
+            TrainingError: for scores, a loss or a gradient that are no numbers, for too many
+                unreadable videos, or if no sample could be read. A run of fewer than 20 samples
+                is judged when all of them were tried: before the policy is written.
         """
         steps = self.settings.steps if last is None else min(last, self.settings.steps)
         metrics: list[dict[str, float]] = []
         self._start_trackers(first)
         self._unreadable.add(())
+        self._tried = self.curriculum.tried(first, self._group, self.settings.seed)
         for step in range(first, steps):
             metrics += self._step(step)
             every = self.settings.evaluate_every
@@ -246,7 +250,11 @@ class Trainer:
         count = int(self._reduce(float(len(prepared))))
         if count < self._group:
             self._note_unreadable(failed)
-        text = self._unreadable.too_many((step + 1) * self._group, self.settings.max_unreadable)
+        places = range(step * self._group, (step + 1) * self._group)
+        self._tried.update(self._at(place).id for place in places)
+        text = self._unreadable.too_many(
+            len(self._tried), self._planned, self.settings.max_unreadable
+        )
         if text is not None:
             raise TrainingError(text)
         progress = [
@@ -345,13 +353,12 @@ class Trainer:
         self._collapsed = text is not None
 
     def _note_unreadable(self, failed: list[tuple[str, str]]) -> None:
-        """Lists what all processes failed to read; all call it."""
+        """Lists what all processes failed to read, and tells each sample once; all call it."""
         from accelerate.utils import gather_object
 
-        failed = gather_object(failed)
-        self._unreadable.add(failed)
+        new = self._unreadable.add(gather_object(failed))
         if self.is_main:
-            for name, reason in failed:
+            for name, reason in new:
                 self.on_warning(f"skipped {name}: {reason}")
 
 

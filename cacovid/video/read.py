@@ -51,9 +51,15 @@ def read_frames(
         VideoReadError: if the file is missing, empty, truncated, not a video, ... or time is up;
             the message names the file and the reason.
         MissingDependencyError: if PyAV, or the backend asked for, is not installed.
-        InvalidInputError: for an unknown backend or a timeout that is not positive.
+        InvalidInputError: for a path or a sampling that is none, an unknown backend, or a timeout
+            that is not positive.
     """
     sampling = FrameSampling() if sampling is None else sampling
+    if not isinstance(sampling, FrameSampling):
+        raise InvalidInputError(
+            f"sampling is {sampling!r}; expected a FrameSampling, such as "
+            f"FrameSampling(max_frames=8)"
+        )
     if backend is not None and backend not in BACKENDS:
         raise InvalidInputError(
             f"backend is {backend!r}; expected None or one of {', '.join(map(repr, BACKENDS))}"
@@ -100,7 +106,13 @@ def probe(path: str | os.PathLike[str], timeout: float | None = 60.0) -> VideoIn
 
 
 def refuse_url(path: str | os.PathLike[str]) -> None:
-    """Raises VideoReadError for a URL, in a `Path` too, which makes one slash of two."""
+    """Raises VideoReadError for a URL, in a `Path` too, which makes one slash of two.
+
+    Raises:
+        InvalidInputError: for what is no path.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InvalidInputError(f"the video is {path!r:.80}; expected the path of a file")
     found = _URL.match(os.fspath(path))
     if found is None or os.path.exists(path):
         return

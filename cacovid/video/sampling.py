@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -24,6 +25,9 @@ class FrameSampling:
         rule: "train": evenly spaced, limited by `max_frames` and by `fps`. "eval": always
             `max_frames` evenly spaced positions, rounded down, without the `fps` limit, as the
             published evaluation did; a video with fewer frames gives each of them once.
+
+    Raises:
+        InvalidInputError: for another rule, or numbers that are none or out of range.
     """
 
     max_frames: int = 32
@@ -35,8 +39,12 @@ class FrameSampling:
             raise InvalidInputError(
                 f"rule is {self.rule!r}; expected one of {', '.join(map(repr, RULES))}"
             )
+        if isinstance(self.max_frames, bool) or not isinstance(self.max_frames, Integral):
+            raise InvalidInputError(f"max_frames is {self.max_frames!r}; expected an integer")
         if self.max_frames < 1:
             raise InvalidInputError(f"max_frames is {self.max_frames}; expected at least 1")
+        if isinstance(self.fps, bool) or not isinstance(self.fps, Real):
+            raise InvalidInputError(f"fps is {self.fps!r}; expected a positive number")
         if not 0 < self.fps < math.inf:
             raise InvalidInputError(f"fps is {self.fps}; expected a positive number")
 

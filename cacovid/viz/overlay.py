@@ -26,8 +26,9 @@ def check_overlay_path(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise InvalidInputError(
-            f"overlay {str(path)!r} ends in {path.suffix or 'nothing'!r}; expected .png (contact "
-            f"sheet) or .mp4 (video)"
+            f"overlay {str(path)!r} "
+            f"{f'ends in {path.suffix!r}' if path.suffix else 'has no ending'}; expected .png "
+            f"(contact sheet) or .mp4 (video)"
         )
     if not path.parent.is_dir():
         raise InvalidInputError(

@@ -60,6 +60,16 @@ def test_wrong_usage(cacovid, arguments, message):
     assert done.returncode == 2 and message in done.stderr
 
 
+def test_too_few_videos_are_told_before_anything_runs(cacovid, model_dir, tmp_path):
+    done = cacovid(
+        "calibrate", "--embedded", "--model", model_dir, "--keep", "0.5", "--limit", "2",
+        "--method", "uniform", "--json",
+    )  # fmt: skip
+    assert done.returncode == 1 and not done.stdout
+    assert "on 2 videos, too few" in done.stderr and "expected at least 10" in done.stderr
+    assert "Answering" not in done.stderr
+
+
 def test_several_processes_are_told_to_be_one(cacovid):
     done = cacovid("calibrate", "--embedded", "--keep", "0.9", WORLD_SIZE="2", RANK="0")
     assert done.returncode == 2 and "one of 2 processes; it runs as one" in done.stderr

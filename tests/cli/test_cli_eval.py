@@ -61,8 +61,8 @@ def test_embedded(written, model_dir):
     assert rows["uncompressed", 1.0]["tokens"] == 576
     assert rows["oracle", 0.25]["tokens"] == 144 and rows["random", 0.05]["tokens"] == 28
     for row in rows.values():
-        assert 0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1
-        assert row["against"]["low"] <= row["against"]["difference"] <= row["against"]["high"]
+        assert 0 <= row["accuracy"] <= 1  # on nine videos: too few for intervals
+        assert row["low"] is row["high"] is row["against"]["low"] is row["against"]["high"] is None
         assert set(row["seconds"]) >= {"read", "vision", "compress", "prefill", "decode"}
 
 
@@ -84,7 +84,9 @@ def test_what_is_written_says_the_same(written):
     with open(folder / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["accuracy"]) for row in rows] == [r["accuracy"] for r in facts["results"]]
+    assert {row["low"] for row in rows} == {row["against.high"] for row in rows} == {""}
     page = (folder / "results.md").read_text()
+    assert "±" not in page and "no intervals: from fewer than 10 videos" in page
     assert "synthetic task; no public benchmark run" in page and "| oracle |" in page
     for name in ("accuracy-tokens.png", "accuracy-time.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
@@ -216,7 +218,8 @@ def test_files_and_a_table(cacovid, model_dir, clip, tmp_path):
     assert "uniform" in done.stdout and "1 questions on 1 videos (data.json)" in done.stdout
     assert "left out row 1: there is no video" in done.stderr and "left out: 1 rows" in done.stdout
     done = cacovid(*given, "--methods", "oracle")
-    assert done.returncode == 1 and "oracle knows the embedded task only" in done.stderr
+    assert done.returncode == 1 and "oracle knows the truth of the embedded task" in done.stderr
+    assert "leave oracle out" in done.stderr and "Answering" not in done.stderr
 
 
 @pytest.mark.parametrize(

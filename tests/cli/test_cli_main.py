@@ -205,6 +205,16 @@ def test_convert_does_not_ask_the_hub_for_what_is_no_id(capsys, tmp_path, source
     assert f"no directory {source!r}" in capsys.readouterr().err
 
 
+def test_convert_says_that_a_file_is_no_checkpoint(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    source = tmp_path / "weights" / "model"  # also of the form of a Hub id
+    source.write_bytes(b"")
+    for name in ("weights/model", str(source)):
+        assert cli.main(["convert", name, str(tmp_path / "out")]) == 2
+        assert f"{name!r} is a file; expected one" in capsys.readouterr().err
+
+
 def test_outputs_that_cannot_be_written(tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.write_text("this")

@@ -73,7 +73,7 @@ def test_wrong_configurations(cacovid, config, tmp_path):
         ({"training": {"steps": 0}}, "steps is 0; expected at least 1"),
         ({"reward": {"kind": "best"}}, "kind is 'best'; expected one of correct"),
         ({"policy": {"type": "linear"}}, "policy.type is 'linear'"),
-        ({"policy": {"settings": {"depth": 3}}}, "policy.settings do not fit"),
+        ({"policy": {"settings": {"depth": 3}}}, "policy.settings: 'depth' is not known"),
         ({"data": {"file": "absent.json"}}, "absent.json cannot be read"),
         ({"model": "nothing here"}, "there is no model 'nothing here'"),
         ({"model": "nosuch"}, "there is no model 'nosuch'"),

@@ -45,6 +45,20 @@ def test_a_lucky_share_below_one_that_fails_is_not_taken():
     assert [c.meets for c in found.candidates] == [True, False, True]
 
 
+@pytest.mark.parametrize("videos", [1, 9, 10])
+def test_few_videos_are_no_certainty(videos):
+    found = comparison({0.05: 400, 0.1: 400}, {1.0: 0.4, 0.05: 0.1, 0.1: 0.2})
+    found.videos = [str(n % videos) for n in range(QUESTIONS)]
+    assert calibrate(found, "m", Wish(first_token=0.25)).retention == 0.1
+    if videos == 10:
+        assert calibrate(found, "m", Wish(keep=0.9)).retention == 0.05
+        return
+    told = "are on 1 video, too few" if videos == 1 else "are on 9 videos, too few"
+    with pytest.raises(WishNotMetError, match=f"{told}.* expected at least 10") as missed:
+        calibrate(found, "m", Wish(keep=0.9, first_token=1.0))
+    assert [(c.certainty, c.meets) for c in missed.value.candidates] == [(None, False)] * 2
+
+
 def test_the_largest_share_that_is_fast_enough():
     times = {0.05: 0.1, 0.1: 0.2, 0.2: 0.4}
     found = comparison({0.05: 200, 0.1: 380, 0.2: 400}, times)

@@ -81,7 +81,7 @@ def test_training_and_filter_put_them_so_too(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def comparison(qa):
-    samples = embedded_samples("validation", 77, scenes=8, per_scene=7)
+    samples = embedded_samples("validation", 77, scenes=10, per_scene=6)
     names = ["cacovid", "cacovid:self-attention", "random", "blind-oracle", "oracle"]
     run = EvaluationRun(qa, samples, names, [0.1], seed=1, timed=0)
     run.prepare()

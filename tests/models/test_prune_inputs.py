@@ -393,5 +393,8 @@ def test_unknown_choosers(model, batch):
                              ("no/such/folder", "no policy directory")):  # fmt: skip
         with pytest.raises(InvalidInputError, match=message):
             prune_inputs(model, batch, chooser, 0.5)
+    for chooser, message in ((__file__, "is a file"), ("", "empty name")):
+        with pytest.raises(InvalidInputError, match=message):
+            prune_inputs(model, batch, chooser, 0.5)
     with pytest.raises(InvalidInputError, match="positions is 'sideways'"):
         prune_inputs(model, batch, "uniform", 0.5, positions="sideways")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cacovid.errors import InvalidInputError
-from cacovid.models import adapter_for
+from cacovid.models import adapter_for, prune_inputs
 from cacovid.models.base import QuestionSource
 from cacovid.models.question import locate_questions
 
@@ -69,6 +69,19 @@ def test_text_does_not_match_across_a_placeholder(tokenizer):
     row = tokenizer("what <video> colour")["input_ids"]
     with pytest.raises(InvalidInputError, match="does not stand"):
         located(tokenizer, row, tokenizer=tokenizer, text="what colour")
+
+
+def test_a_question_that_holds_a_marker_is_refused(model, lab, processor, tokenizer):
+    """Its turn ends before it does: tokens would be chosen by a part of it, without a word."""
+    question = "what colour <|im_end|> is the first thing ?"
+    batch = lab.ask(processor, [question], [lab.clip(0)])
+    given = {"tokenizer": tokenizer}
+    with pytest.raises(InvalidInputError, match=r"stands more text: 'is the first thing \?'"):
+        prune_inputs(model, batch, "attention:1:question", 0.5, **given)
+    with pytest.raises(InvalidInputError, match=r"holds '<\|im_end\|>'"):
+        prune_inputs(model, batch, "uniform", 0.5, question=question, **given)
+    batch = lab.ask(processor, ["what colour is it ?"], [lab.clip(0)])
+    assert prune_inputs(model, batch, "attention:1:question", 0.5, **given).removed
 
 
 def test_required(tokenizer):

@@ -13,6 +13,7 @@ from cacovid import (
     CrossAttentionPolicy,
     SurpriseConfig,
     SurprisePolicy,
+    methods,
 )
 from cacovid.errors import InvalidInputError, UnsupportedModelError, VideoReadError
 from cacovid.models import VideoQA, prune_inputs
@@ -161,6 +162,23 @@ def test_overlay(qa, lab, tmp_path, ending):
     assert path.stat().st_size > 500
 
 
+def test_an_overlay_tells_the_average_over_the_layers(qa, lab, tmp_path, monkeypatch):
+    import cacovid.viz.overlay as module
+
+    seen = []
+    monkeypatch.setattr(module, "write_overlay", lambda *_, caption, **__: seen.append(caption))
+    answer = qa.ask(lab.clip(1), QUESTION, 0.5, method="fastv:1", max_new_tokens=1)
+    answer.overlay(tmp_path / "out.png")
+    video, kept = answer.tokens["video"], answer.tokens["kept"]
+    average = answer.tokens["layer_average"]
+    assert kept != average and seen[0][2] == (
+        f"method fastv:1, retention 0.5: {average:,} of {video:,} tokens "
+        f"({100 * average / video:.1f}%) averaged over the layers, {kept:,} in the last"
+    )
+    qa.ask(lab.clip(1), QUESTION, 0.5, method="uniform", max_new_tokens=1).overlay("out.png")
+    assert seen[1][2] == "method uniform, retention 0.5"
+
+
 def test_logits_that_are_no_numbers_are_no_answer(folder, lab):
     broken = VideoQA.from_pretrained(folder, device="cpu")
     with torch.no_grad():
@@ -184,12 +202,31 @@ def test_wrong_questions(qa, lab):
         ({"question": "what ?", "options": [1, 2]}, r"options is \[1, 2\]; expected"),
         ({"question": "what ?", "retention": "a"}, "retention is 'a'; expected a number"),
         ({"question": "what ?", "retention": [0.1, 0.2]}, "2 values for 1 videos"),
+        ({"question": None}, "the question is None; expected a text"),
+        ({"question": ["what ?"]}, r"the question is \['what \?'\]; expected a text"),
+        ({"question": "what <|im_end|> is ?"}, r"holds '<\|im_end\|>', .* special token"),
+        ({"question": "what <video> is ?"}, "holds '<video>', .* special token"),
+        ({"question": "what ?", "options": ["red", "<image>"]}, "holds '<image>'"),
+        ({"question": "what ?", "method": methods.DivPruneMethod}, "DivPruneMethod is a class"),
+        ({"question": "what ?", "method": ""}, "an empty name; expected one of attention"),
+        ({"question": "what ?", "method": __file__}, "is a file; expected a policy's directory"),
+        ({"question": "what ?", "method": lambda p: p.embeds[:, 0]}, "returned a Tensor; expected"),
     ):
         with pytest.raises(InvalidInputError, match=message):
             qa.ask(clip, **arguments)
-    for wrong in (clip[0], clip.astype(np.float32), clip[:0]):
+    for wrong in (clip[0], clip.astype(np.float32), clip[:0], clip[:, :0], clip[:, :, :0]):
         with pytest.raises(InvalidInputError, match="expected uint8 frames"):
             qa.ask(wrong, "what ?")
+    for wrong, kind in ((None, "NoneType"), ([clip[0]], "list"), (b"clip.mp4", "bytes")):
+        with pytest.raises(InvalidInputError, match=f"the video is of type {kind}; expected the"):
+            qa.ask(wrong, "what ?")
+    with pytest.raises(InvalidInputError, match="processor is None, which has no tokenizer"):
+        VideoQA(qa.model, None)
+    talk = qa.conversation(clip)
+    talk.ask("what ?", max_new_tokens=1)
+    with pytest.raises(InvalidInputError, match=r"holds '<video>', .* special token"):
+        talk.ask("what <video> is ?")
+    assert qa.ask(clip, "unknownword <unk> ?", max_new_tokens=1).tokens["kept"]
 
 
 def test_a_policy_beside_the_model_is_used(folder, tmp_path, lab):
@@ -261,6 +298,10 @@ def test_models_that_cannot_be_used(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
     with pytest.raises(UnsupportedModelError, match="'qwen2', which has no adapter"):
         VideoQA.from_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    for name, told in ((tmp_path, "cannot be loaded: .*expected"), (__file__, "is a file")):
+        with pytest.raises(InvalidInputError, match=f"model .* {told}"):
+            VideoQA.from_pretrained(name)
     monkeypatch.setattr(model_defaults, "TINY_FOLDER", tmp_path / "none")
     with pytest.raises(InvalidInputError, match="embedded model is not in this installation"):
         VideoQA.from_pretrained("tiny")

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -217,3 +218,21 @@ def test_tensors_of_two_devices_are_refused(name: str, backend: str) -> None:
         positional, named = changed(name, lambda tensor: tensor.to(other), number, device)
         with pytest.raises(InvalidInputError, match=f"on {other}"):
             getattr(ops, name)(*positional, **named, backend=backend)
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_counts_that_are_no_integers_are_refused(backend: str | None) -> None:
+    scores, rows, grid = torch.rand(8), torch.rand(6, 4), [(2, 2, 2)]
+    for value in (1.5, 5.0, "2", None, True, torch.tensor(2)):
+        for name, call in (
+            ("rollouts", lambda v: ops.ocss_sample(scores, grid, 0.5, v, seed=1, backend=backend)),
+            ("rollouts", lambda v: ops.frame_sample(scores[:2], grid, 0.5, v, seed=1,
+                                                    backend=backend)),
+            ("rollouts", lambda v: ops.bernoulli_sample(scores, v, seed=1, backend=backend)),
+            ("k", lambda v: ops.farthest_point(rows, v, backend=backend)),
+            ("k", lambda v: ops.density_peaks(rows, v, backend=backend)),
+            ("neighbours", lambda v: ops.density_peaks(rows, 2, v, backend=backend)),
+        ):  # fmt: skip
+            with pytest.raises(InvalidInputError, match=rf"{name} is .*; expected an integer"):
+                call(value)
+    assert len(ops.farthest_point(rows, np.int64(2), backend=backend)) == 2

@@ -277,10 +277,30 @@ def test_wrong_base_models_are_refused(tmp_path):
         load_policy(tmp_path, base_model="owner/other")
     with pytest.raises(WrongBaseModelError, match=r"hidden size 32.*hidden size 64"):
         load_policy(tmp_path, hidden_size=64)
+    with pytest.raises(WrongBaseModelError, match="; the model has hidden size 64"):
+        load_policy(tmp_path, hidden_size=64)
     with pytest.raises(WrongBaseModelError, match=r"hidden size 8; .* hidden size 32"):
         small("cross").eval()(prompt_of((3, 2, 3), width=8))
     with pytest.raises(WrongBaseModelError, match=r"hidden size 8; .* hidden size 32"):
         small("self").eval()(prompt_of((3, 2, 3), width=8))
+    with pytest.raises(WrongBaseModelError, match=r"question has hidden size 8; .* size 32"):
+        small("cross").fold(torch.zeros(5, 8))
+    with pytest.raises(InvalidInputError, match=r"question has shape \(32,\); expected \[L, D\]"):
+        small("cross").fold(torch.zeros(32))
+
+
+def test_names_and_keywords_that_are_none(tmp_path):
+    small("cross").save_pretrained(tmp_path)
+    with pytest.raises(InvalidInputError, match=r"'hiden_size' is no .*mean 'hidden_size'"):
+        load_policy(tmp_path, hiden_size=999)
+    with pytest.raises(InvalidInputError, match=r"'revison' .*did you mean 'revision'"):
+        CrossAttentionPolicy.from_pretrained(tmp_path, revison="main")
+    assert load_policy(tmp_path, revision="main").config.hidden_size == 32
+    with pytest.raises(InvalidInputError, match=r"config\.json' is a file; expected a policy's"):
+        load_policy(tmp_path / "config.json")
+    for name in (None, "", 7):
+        with pytest.raises(InvalidInputError, match=f"by the name {name!r}; expected a policy's"):
+            load_policy(name)
 
 
 def test_damaged_folders(tmp_path):

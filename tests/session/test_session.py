@@ -339,6 +339,20 @@ def test_errors_say_what_was_given_and_expected():
         given = {"video": video, "question": question, "positions": positions, **change}
         with pytest.raises(error, match=message):
             session(*given.values())
+    from cacovid import methods
+
+    bare = CompressionSession(lambda p: p.embeds[:78, 0], GRID, retention=0.2, device="cpu")
+    with pytest.raises(InvalidInputError, match=r"returned a Tensor; expected cacovid\.Scores"):
+        bare(video, question, positions)
+    for wrong, told in (
+        ("uniform", "the name 'uniform'; expected a policy.*load_policy"),
+        (methods.get("uniform"), "the method 'uniform', which selects by itself; expected"),
+        (methods.PolicyMethod(policy), "the method .*Pass its policy: method.policy"),
+        (type(policy), "was given <class .*; expected a policy"),
+        (None, "was given None; expected a policy"),
+    ):
+        with pytest.raises(InvalidInputError, match=told):
+            CompressionSession(wrong, GRID, retention=0.2, device="cpu")
     with pytest.raises(InvalidInputError, match="expected"):
         session(video, question, positions, grid=[(1, 2, 3)])
     with pytest.raises(InvalidInputError, match="retention is 0"):
@@ -354,7 +368,7 @@ def test_errors_say_what_was_given_and_expected():
         ({"policy_share": 2.0}, "policy_share is 2.0"),
         ({"max_frame_ratio": -1.0}, "max_frame_ratio is -1.0"),
         ({"cached": 0}, "cached is 0"),
-        ({"device": "meta"}, "'meta'; expected cpu or cuda"),
+        ({"device": "meta"}, "'meta', which .*; expected cpu or cuda"),
     ],
 )
 def test_settings_out_of_range_are_refused_when_given(settings, message):

@@ -27,6 +27,31 @@ def test_roles_are_exchanged_of_a_layer_only(other):
         PolicySection(**{**wanted, **other})
 
 
+def test_policies_are_checked_where_the_configuration_is_read():
+    for section, message in (
+        ({"type": "suprise"}, r"policy\.type is 'suprise' \(did you mean 'surprise'\?\)"),
+        ({"settings": {"slot": 3}}, r"settings: 'slot' is not known \(did you mean 'slots'\?\)"),
+        ({"settings": {"slots": "x"}}, r"policy\.settings: slots is 'x'; expected int"),
+        ({"settings": {"slots": -1}}, "slots is -1"),
+        ({"settings": {"hidden_size": 64}}, "'hidden_size' is that of the model; leave it out"),
+        ({"type": "self_attention", "settings": {"head_size": 8}}, "head_size.*layer.* false"),
+        ({"type": "self_attention", "settings": {"policy_shares": 1}}, "mean 'policy_share'"),
+        (
+            {"type": "self_attention", "from_language_model": False, "settings": {}},
+            "'hidden_size' is missing",
+        ),
+        ({"type": "surprise"}, r"8 frame rollouts.* objective: score, or cpo\.rollouts\.frame"),
+    ):
+        with pytest.raises(InvalidInputError, match=message) as error:
+            build(TrainConfig, {"output": "out", "policy": section}, "file")
+        assert "did you mean 'hidden_size'" not in str(error.value)
+    surprise = {"output": "out", "policy": {"type": "surprise"}}
+    for objective in ({"objective": "score"}, {"cpo": {"rollouts": {"frame_rollouts": 0}}}):
+        assert build(TrainConfig, {**surprise, **objective}, "file").policy.type == "surprise"
+    rate = PolicySection(settings={"rms_norm_eps": "1e-5"})  # YAML reads 1e-5 as text
+    assert rate.settings == {"rms_norm_eps": 1e-5}
+
+
 @pytest.mark.parametrize(
     ("entry", "value", "message"),
     [
@@ -88,6 +113,34 @@ def test_settings_at_their_limits_are_taken():
     }  # fmt: skip
     config = build(TrainConfig, values, "file")
     assert config.cpo.clip == (1.0, 0.1) and config.evaluation.retention == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("a.yaml", "output: o\ntraining:\n  steps: 1\n  steps: 9\n", "'steps' twice.*line 4"),
+        ("a.yaml", "output: o\ndata: {}\ndata: {scenes: 3}\n", "'data' twice in one section"),
+        ("a.json", '{"output": "o", "training": {"steps": 1, "steps": 9}}', "'steps' twice"),
+    ],
+)  # fmt: skip
+def test_an_entry_that_is_there_twice_is_refused(tmp_path, name, text, told):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InvalidInputError, match=told):
+        read_config(tmp_path / name)
+
+
+def test_entries_of_merged_yaml_sections_may_be_overruled(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "output: o\ndata: &all {scenes: 3, per_scene: 2}\nstages: []\n"
+        "training: {steps: 2, seed: 1}\nevaluation: {questions: 0}\n"
+    )
+    assert read_config(path).data.scenes == 3
+    path.write_text(
+        "output: o\nstages:\n  - {steps: 1, data: &all {scenes: 3, per_scene: 2}}\n"
+        "  - {steps: 1, data: {<<: *all, per_scene: 1}}\n"
+    )
+    assert [(s.data.scenes, s.data.per_scene) for s in read_config(path).stages] == [(3, 2), (3, 1)]
 
 
 def test_a_video_is_no_configuration(tmp_path):

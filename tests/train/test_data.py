@@ -259,3 +259,25 @@ def test_no_video_is_learned_from_and_judged_by(tmp_path):
     scenes = embedded_samples("train", 0, 2, 2)
     assert apart(scenes, embedded_samples("validation", 0, 2, 2)) is scenes
     assert len(apart(scenes, embedded_samples("train", 0, 1, 1))) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "is not JSON"),
+        ('["1"]', "holds a list without 'kept'; expected the list that cacovid filter writes"),
+        ('{"dropped": []}', "holds a dict without 'kept'"),
+        ('{"kept": "12"}', "holds 'kept' as '12'"),
+        ('{"kept": [1, 2]}', "holds the id 1; expected"),
+        (None, "cannot be read"),
+    ],
+)
+def test_lists_that_no_filter_wrote(tmp_path, text, told):
+    from cacovid.train.config import DataSection
+    from cacovid.train.run import read_data
+
+    path = tmp_path / "kept.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InvalidInputError, match=told):
+        read_data(DataSection(scenes=1, per_scene=2, kept=str(path)))

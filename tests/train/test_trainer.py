@@ -284,6 +284,51 @@ def test_unreadable_videos_are_skipped_listed_and_stop_the_run(policy, encoder, 
     assert set(listed) == {sample.id for sample in samples}
 
 
+def test_a_run_of_unreadable_videos_ends_without_a_policy(policy, encoder, samples, tmp_path):
+    bad = {samples[0].id, samples[1].id}
+
+    class Unreadable(SeesToken):
+        def __init__(self):
+            self.prepare = self._prepare
+
+        def _prepare(self, sample):
+            if sample.id in bad:
+                raise VideoReadError(f"{sample.id}: truncated")
+            return encoder(sample)
+
+    def run(name, count, **settings):
+        objective, few = CPO(Unreadable(), SETTINGS), Samples(tuple(samples[:count]))
+        values = {"learning_rate": 1e-3, "checkpoint_every": 9} | settings
+        return Trainer(
+            policy, objective, few, TrainerSettings(**values), tmp_path / name,
+            on_warning=warnings.append,
+        )  # fmt: skip
+
+    warnings = []
+    with pytest.raises(TrainingError, match="2 of 2 samples have unreadable videos, more than"):
+        run("none", 2, steps=6).train()
+    with pytest.raises(TrainingError, match=r"2 of 2 samples .*, so that nothing was learned"):
+        run("any", 2, steps=6, max_unreadable=1.0).train()
+    with pytest.raises(TrainingError, match="2 of 3 samples"):
+        run("most", 3, steps=6).train()
+    for name in ("none", "any", "most"):
+        assert not (tmp_path / name / "policy").exists()
+    warnings.clear()
+    half = run("half", 4, steps=8, max_unreadable=0.5)
+    half.train()
+    assert {name for name, _ in half.unreadable} == bad and half.log[-1]["unreadable"] == 2
+    told = sorted(text for text in warnings if text.startswith("skipped"))
+    assert [text.split(": ")[0] for text in told] == [f"skipped {name}" for name in sorted(bad)]
+    state = torch.load(tmp_path / "half" / "checkpoints" / "step-000008" / "trainer.pt")
+    twice = [entry for entry in state["unreadable"] for _ in range(3)]  # as earlier releases did
+    torch.save(
+        {**state, "unreadable": twice},
+        tmp_path / "half" / "checkpoints" / "step-000008" / "trainer.pt",
+    )
+    again = run("half", 4, steps=8, max_unreadable=0.5)
+    assert again.resume() == 8 and len(again.unreadable) == 2
+
+
 @pytest.mark.parametrize("kind", ["cross", "words", "self", "surprise"])
 def test_training_in_bfloat16(kind, policy, model, encoder, samples, tmp_path):
     from cacovid import SelfAttentionPolicy, SurpriseConfig, SurprisePolicy

@@ -48,8 +48,22 @@ def test_properties(frames, duration, most, fps, rule):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"max_frames": 0}, {"fps": 0.0}, {"fps": math.nan}, {"rule": "best"}]
-)
+    "bad",
+    [
+        {"max_frames": 0}, {"max_frames": 8.0}, {"max_frames": None}, {"fps": 0.0},
+        {"fps": math.nan}, {"fps": None}, {"fps": "1"}, {"rule": "best"},
+    ],
+)  # fmt: skip
 def test_refusals(bad):
     with pytest.raises(InvalidInputError, match=next(iter(bad))):
         FrameSampling(**bad)
+
+
+def test_what_is_no_sampling_and_no_path():
+    from cacovid.video import read_frames
+
+    with pytest.raises(InvalidInputError, match="sampling is 8; expected a FrameSampling"):
+        read_frames("clip.mp4", 8)
+    for path in (None, b"clip.mp4", 7):
+        with pytest.raises(InvalidInputError, match="expected the path of a file"):
+            read_frames(path)
