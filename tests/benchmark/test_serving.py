@@ -103,7 +103,8 @@ def test_the_first_text_is_timed_not_the_first_event_and_the_end(bench, speaker)
     how.update(first=0.2, last=0.3)
     taken = bench.ask(url, "m", bench.Job("data:v", "what ?", True), 5, 60)
     assert taken.error == "" and taken.tokens == 5
-    assert taken.first >= 0.2 and taken.first + 0.3 <= taken.total
+    # The server waits 0.2 s for the first text and 0.3 s more for the last; reading may come late.
+    assert 0.2 <= taken.first <= taken.total - 0.2 and taken.total >= 0.5
 
 
 def test_so_many_clients_ask_at_once_and_everything_once(bench, speaker):
