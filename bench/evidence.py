@@ -271,19 +271,28 @@ def with_earlier_rows(
 
     Args:
         facts: A new table.
-        earlier: Its predecessor; counts only if it is of the same model and questions.
+        earlier: Its predecessor; counts only if it is of the same model and questions. Its rows of
+            a run that was asked for at other shares stay if both are of the same weights.
         methods: Whether to add methods' rows, too.
     """
     same = all(earlier.get(name) == facts[name] for name in ("questions", "seed", "model"))
     if not same:
         return facts
-    there = {row["method"] for row in facts["results"]}
-    left = [row for row in earlier["results"] if row["method"] not in there]
+    now, before = facts.get("versions", {}), earlier.get("versions", {})
+    there = {(row["method"], row["retention"]) for row in facts["results"]}
+    changed = {run for run, version in now.items() if before.get(run) != version}
+    left = [
+        row
+        for row in earlier["results"]
+        if (row["method"], row["retention"]) not in there and row["method"] not in changed
+    ]
     full, *rows = [
         *facts["results"], *(row for row in left if methods or _is_run(row["method"]))
     ]  # fmt: skip
-    rows.sort(key=lambda row: row["method"] if _is_run(row["method"]) else "~")
-    return {**facts, "results": [full, *rows]}
+    rows.sort(
+        key=lambda row: (row["method"], -row["retention"]) if _is_run(row["method"]) else ("~", 0)
+    )
+    return {**facts, "results": [full, *rows], "versions": before | now}
 
 
 def _is_run(method: str) -> bool:
@@ -323,6 +332,7 @@ def _compare(
         "questions": len(comparison.kinds),
         "seed": args.seed,
         "model": sha256_of(Path(model_location("tiny"))),
+        "versions": {row.chooser.name: row.version for row in rows if row.version},
     }
 
 

@@ -40,6 +40,19 @@ def table(*rows, **changed):
     return {**facts, **changed}
 
 
+def test_rows_at_other_shares_stay_if_the_weights_are_the_same(bench):
+    old = table(row("ocss-1"), row("ocss-1", 0.05), row("self-0", 0.05))
+    old["versions"] = {"ocss-1": "a", "self-0": "b"}
+    asked = table(row("ocss-1", accuracy=0.9), row("self-0"))
+    asked["versions"] = {"ocss-1": "a", "self-0": "c"}
+    found = bench.with_earlier_rows(asked, old)
+    assert [(one["method"], one["retention"]) for one in found["results"][1:]] == [
+        ("ocss-1", 0.1), ("ocss-1", 0.05), ("self-0", 0.1),
+    ]  # fmt: skip
+    assert found["results"][1]["accuracy"] == 0.9
+    assert found["versions"] == asked["versions"]
+
+
 def test_rows_of_runs_that_are_gone_stay_in_a_table(bench):
     new = table(row("ocss-1", accuracy=0.9), row("random"))
     old = table(row("ocss-1", accuracy=0.1), row("imitation-0"), row("imitation-0", 0.05), row("x"))
