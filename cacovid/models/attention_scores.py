@@ -77,30 +77,41 @@ def received_attention(
         UnsupportedModelError: if the layer's attention has no separate q and k projections.
     """
     adapter, decoder = _decoder_of(model, layer, "attention")
-    asking = torch.zeros(prompt.embeds.shape[0], dtype=torch.bool, device=prompt.embeds.device)
-    asking[prompt.question_index] = True
+    asking = _asking_rows(prompt, queries)
     received = prompt.embeds.new_zeros(prompt.embeds.shape[0], dtype=torch.float32)
     for number, (begin, end) in enumerate(_spans(prompt)):
         more = adapter.text_inputs(prompt, begin, end)
         hidden, rotary, attention = _run_to_layer(decoder, prompt, begin, end, layer, more)
-        if queries == "last":
-            rows = torch.tensor([end - begin - 1], device=received.device)
-        else:
-            rows = asking[begin:end].nonzero().flatten()
-        if rows.numel() == 0:
+        rows = torch.tensor(asking[number], device=received.device)
+        received[begin:end] = _column_means(attention, hidden, rotary, rows)
+    return received.index_select(0, prompt.video_index)
+
+
+def _asking_rows(prompt: Prompt, queries: Queries) -> list[list[int]]:
+    """The rows of each prompt that ask, counted from its beginning, ascending.
+
+    Read back once, before anything is run.
+    """
+    if queries == "last":
+        return [[end - begin - 1] for begin, end in _spans(prompt)]
+    places = sorted(set(prompt.question_index.tolist()))
+    firsts = prompt.video_index[list(prompt.grid.host_video_offsets[:-1])].tolist()
+    asking = []
+    for number, (begin, end) in enumerate(_spans(prompt)):
+        rows = [place - begin for place in places if begin <= place < end]
+        if not rows:
             raise InvalidInputError(
                 f"prompt {number} has no question tokens, whose attention was asked for; pass "
                 f"question=, or take the queries 'last'"
             )
-        first = prompt.video_index[list(prompt.grid.host_video_offsets[:-1])]
-        if bool(((first > begin + rows.max()) & (first < end)).any()):
+        if any(begin + rows[-1] < first < end for first in firsts):
             raise InvalidInputError(
                 f"the question of prompt {number} ends before a video begins, and tokens see only "
                 f"what stands before them: none of the video's tokens receives attention from it; "
                 f"put the question behind the video, or take the queries 'last'"
             )
-        received[begin:end] = _column_means(attention, hidden, rotary, rows)
-    return received.index_select(0, prompt.video_index)
+        asking.append(rows)
+    return asking
 
 
 @torch.no_grad()

@@ -251,20 +251,24 @@ def test_scores_that_are_no_numbers_name_the_sample(policy, encoder, samples, tm
     assert not warnings and not (tmp_path / "checkpoints").exists()
 
 
+class Unreadable(SeesToken):
+    """Cannot read the videos of the samples in `bad`."""
+
+    def __init__(self, encoder, bad):
+        super().__init__(self._prepare)
+        self.encoder, self.bad = encoder, bad
+
+    def _prepare(self, sample):
+        if sample.id in self.bad:
+            raise VideoReadError(f"{sample.id}: truncated")
+        return self.encoder(sample)
+
+
 def test_unreadable_videos_are_skipped_listed_and_stop_the_run(policy, encoder, samples, tmp_path):
     bad = {samples[1].id}
 
-    class Unreadable(SeesToken):
-        def __init__(self):
-            self.prepare = self._prepare
-
-        def _prepare(self, sample):
-            if sample.id in bad:
-                raise VideoReadError(f"{sample.id}: truncated")
-            return encoder(sample)
-
     warnings = []
-    objective = CPO(Unreadable(), SETTINGS)
+    objective = CPO(Unreadable(encoder, bad), SETTINGS)
     run = Trainer(
         policy, objective, samples,
         TrainerSettings(steps=len(samples), learning_rate=1e-3, max_unreadable=0.2),
@@ -287,17 +291,8 @@ def test_unreadable_videos_are_skipped_listed_and_stop_the_run(policy, encoder, 
 def test_a_run_of_unreadable_videos_ends_without_a_policy(policy, encoder, samples, tmp_path):
     bad = {samples[0].id, samples[1].id}
 
-    class Unreadable(SeesToken):
-        def __init__(self):
-            self.prepare = self._prepare
-
-        def _prepare(self, sample):
-            if sample.id in bad:
-                raise VideoReadError(f"{sample.id}: truncated")
-            return encoder(sample)
-
     def run(name, count, **settings):
-        objective, few = CPO(Unreadable(), SETTINGS), Samples(tuple(samples[:count]))
+        objective, few = CPO(Unreadable(encoder, bad), SETTINGS), Samples(tuple(samples[:count]))
         values = {"learning_rate": 1e-3, "checkpoint_every": 9} | settings
         return Trainer(
             policy, objective, few, TrainerSettings(**values), tmp_path / name,
