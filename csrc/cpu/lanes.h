@@ -50,15 +50,6 @@ inline bool has_avx512() {
 #endif
 }
 
-// Whether matrix products of bfloat16 run on instructions of their own.
-inline bool has_bfloat16_products() {
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-  return has_avx512() && __builtin_cpu_supports("avx512bf16");
-#else
-  return false;
-#endif
-}
-
 constexpr int64_t padded(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
 CACOVID_INLINE Lanes splat(float value) { return Lanes{} + value; }

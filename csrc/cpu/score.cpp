@@ -1,10 +1,12 @@
-// torch.ops.cacovid.score on the CPU: a block of rows is multiplied, bfloat16 by oneDNN, everything
-// else is done while the block is in cache.
+// torch.ops.cacovid.score on the CPU: a block of rows is multiplied, and everything else is done
+// while the block is in cache.
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <vector>
 
 #include "../common/score_plan.h"
+#include "bfloat16_product.h"
 #include "float_product.h"
 #include "lanes.h"
 #include "one_thread.h"
@@ -13,20 +15,40 @@
 namespace cacovid {
 namespace {
 
-// Bytes of `video` that a block reads: about half of what a core's second-level cache and its share
-// of the third hold. The block must not depend on the number of threads, so that scores do not.
-constexpr int64_t kBlockBytes = 2 << 20;
-constexpr int64_t kMinRows = 32;
-constexpr int64_t kMaxRows = 512;
+// Who multiplies.
+enum class Product {
+  kFloat,     // our own, in float32
+  kBfloat16,  // our own, of pairs of bfloat16
+  kTiles,     // the library that PyTorch multiplies with, which knows tiles of bfloat16 (AMX)
+};
+
+// Where bfloat16 is multiplied by emulation, float32 is both faster and closer.
+Product product_of(ScalarType dtype) {
+  if (dtype != ScalarType::BFloat16 || !has_bfloat16_product()) return Product::kFloat;
+  return has_bfloat16_tiles() ? Product::kTiles : Product::kBfloat16;
+}
+
+// Bytes of `video` that a block reads, and its rows. A library prepares each product, so that its
+// blocks are larger than a second-level cache. A block must not depend on the number of threads, so
+// that scores do not.
+struct BlockLimits {
+  int64_t bytes;
+  int64_t least;
+  int64_t most;
+};
+constexpr BlockLimits kLibraryBlocks{2 << 20, 32, 512};
+constexpr BlockLimits kOwnBlocks{256 << 10, 48, 192};
 
 struct FoldTables {
   int64_t slots;
   std::vector<float> values;  // [slots, pad of P]
   HeadTables token;
   HeadTables frame;
-  int64_t columns;                    // C
-  std::optional<FloatPanels> panels;  // of a product in float32
-  std::optional<Tensor> matrix;       // [D, C], of a product in bfloat16
+  int64_t columns;  // C
+  // One of them, by the product.
+  std::optional<FloatPanels> floats;
+  std::optional<Bfloat16Panels> pairs;
+  std::optional<Tensor> matrix;  // [D, C] bfloat16
 };
 
 Tensor view_of(const void* data, int64_t rows, int64_t columns, ScalarType dtype) {
@@ -45,7 +67,7 @@ void multiply_into(const Tensor& out, const Tensor& a, const Tensor& b) {
 
 std::vector<FoldTables> make_tables(const ScorePlan& plan, const Tensor& columns,
                                     const Tensor& values, const Tensor& token_head,
-                                    const Tensor& frame_head, ScalarType product) {
+                                    const Tensor& frame_head, Product product) {
   std::vector<FoldTables> folds;
   const int64_t pad = padded(plan.features), frame_features = plan.features - plan.token_features;
   for (size_t v = 0; v < plan.slots.size(); ++v) {
@@ -60,12 +82,15 @@ std::vector<FoldTables> make_tables(const ScorePlan& plan, const Tensor& columns
                    frame_features),
         count,
         std::nullopt,
+        std::nullopt,
         std::nullopt};
-    if (product == ScalarType::Float) {
-      tables.panels.emplace(mine, count, plan.width);
+    if (product == Product::kFloat) {
+      tables.floats.emplace(mine, count, plan.width);
+    } else if (product == Product::kBfloat16) {
+      tables.pairs.emplace(mine, count, plan.width);
     } else {
       const Tensor own = view_of(mine, count, plan.width, ScalarType::Float);
-      tables.matrix = torch::stable::new_empty(own, {plan.width, count}, product);
+      tables.matrix = torch::stable::new_empty(own, {plan.width, count}, ScalarType::BFloat16);
       torch::stable::copy_(*tables.matrix, torch::stable::transpose(own, 0, 1));
     }
     const float* from = values.const_data_ptr<float>() + plan.first_slot[v] * plan.features;
@@ -84,9 +109,11 @@ struct Block {
   int64_t count;
 };
 
-std::vector<Block> cut(const ScorePlan& plan, int64_t element_size) {
-  int64_t rows = kBlockBytes / (plan.width * element_size) / kLanes * kLanes;
-  rows = rows < kMinRows ? kMinRows : (rows > kMaxRows ? kMaxRows : rows);
+std::vector<Block> cut(const ScorePlan& plan, Product product) {
+  const BlockLimits limits = product == Product::kBfloat16 ? kOwnBlocks : kLibraryBlocks;
+  const int64_t size = product == Product::kFloat ? sizeof(float) : sizeof(Bfloat16);
+  const int64_t most = limits.bytes / (plan.width * size) / limits.least * limits.least;
+  const int64_t rows = std::clamp(most, limits.least, limits.most);
   std::vector<Block> blocks;
   for (size_t v = 0; v < plan.videos.size(); ++v) {
     const ScoreVideo& video = plan.videos[v];
@@ -99,57 +126,78 @@ std::vector<Block> cut(const ScorePlan& plan, int64_t element_size) {
   return blocks;
 }
 
+// What a thread keeps between its blocks.
+struct Scratch {
+  std::vector<float> wide;     // a block's rows in float32
+  std::vector<float> factors;  // of its rows
+  std::vector<char> columns;   // its product
+  std::vector<float> rest;
+};
+
+// Rows in float32: themselves, or a copy.
+const float* widened(const void* rows, ScalarType dtype, int64_t count, std::vector<float>& to) {
+  if (dtype == ScalarType::Float) return static_cast<const float*>(rows);
+  to.resize(count);
+  if (dtype == ScalarType::Half) {
+    widen_float16(static_cast<const Float16*>(rows), count, to.data());
+  } else {
+    widen_bfloat16(static_cast<const Bfloat16*>(rows), count, to.data());
+  }
+  return to.data();
+}
+
+// Features of a block of rows: u and difference [count, pad of P].
+void block_features(const ScorePlan& plan, const FoldTables& fold, const void* rows, int64_t count,
+                    ScalarType dtype, Product product, float* u, float* difference, Scratch& s) {
+  RowSizes sizes{fold.columns, fold.slots, plan.heads, plan.features, plan.inter_frame};
+  s.factors.resize(count);
+  s.rest.resize(feature_scratch(sizes));
+  if (product == Product::kTiles) {
+    s.columns.resize(count * sizes.stride * sizeof(Bfloat16));
+    const Tensor left = view_of(rows, count, plan.width, ScalarType::BFloat16);
+    multiply_into(view_of(s.columns.data(), count, sizes.stride, ScalarType::BFloat16), left,
+                  *fold.matrix);
+    bfloat16_squares(static_cast<const Bfloat16*>(rows), count, plan.width, s.factors.data());
+    factors_of_squares(s.factors.data(), count, plan.width, plan.eps);
+    bfloat16_features(reinterpret_cast<const Bfloat16*>(s.columns.data()), s.factors.data(), count,
+                      sizes, fold.values.data(), u, difference, s.rest.data());
+    return;
+  }
+  sizes.stride = product == Product::kFloat ? product_stride(fold.columns)
+                                            : bfloat16_product_stride(fold.columns);
+  s.columns.resize(count * sizes.stride * sizeof(float));
+  float* columns = reinterpret_cast<float*>(s.columns.data());
+  if (product == Product::kFloat) {
+    const float* own = widened(rows, dtype, count * plan.width, s.wide);
+    float_squares(own, count, plan.width, s.factors.data());
+    float_product(own, count, *fold.floats, columns);
+  } else {
+    const auto* own = static_cast<const Bfloat16*>(rows);
+    bfloat16_squares(own, count, plan.width, s.factors.data());
+    bfloat16_product(own, count, *fold.pairs, columns);
+  }
+  factors_of_squares(s.factors.data(), count, plan.width, plan.eps);
+  float_features(columns, s.factors.data(), count, sizes, fold.values.data(), u, difference,
+                 s.rest.data());
+}
+
 // Features of all rows: u and difference [N, pad of P].
 void make_features(const ScorePlan& plan, const Tensor& video, const std::vector<FoldTables>& folds,
-                   ScalarType product, float* u, float* difference) {
-  const auto dtype = video.scalar_type();
+                   Product product, float* u, float* difference) {
+  const ScalarType dtype = video.scalar_type();
   const int64_t size = static_cast<int64_t>(video.element_size()), pad = padded(plan.features);
   const char* data = static_cast<const char*>(video.const_data_ptr());
-  const std::vector<Block> blocks = cut(plan, product == ScalarType::Float ? 4 : size);
+  const std::vector<Block> blocks = cut(plan, product);
   torch::stable::parallel_for(
       0, static_cast<int64_t>(blocks.size()), 1, [&](int64_t first, int64_t last) {
         const OneThread planned;
-        std::vector<float> wide, factors, scratch;
-        std::vector<char> z;
+        Scratch scratch;
         for (int64_t b = first; b < last; ++b) {
           const Block& block = blocks[b];
           const FoldTables& fold = folds[plan.videos[block.video].fold];
-          const bool single = product == ScalarType::Float;
-          const RowSizes sizes{single ? product_stride(fold.columns) : fold.columns, fold.slots,
-                               plan.heads, plan.features, plan.inter_frame};
-          const char* rows = data + block.begin * plan.width * size;
-          factors.resize(block.count);
-          z.resize(block.count * sizes.stride * sizeof(float));
-          scratch.resize(feature_scratch(sizes));
-          if (product != dtype) {
-            wide.resize(block.count * plan.width);
-            if (dtype == ScalarType::Half) {
-              widen_float16(reinterpret_cast<const Float16*>(rows), block.count * plan.width,
-                            wide.data());
-            } else {
-              widen_bfloat16(reinterpret_cast<const Bfloat16*>(rows), block.count * plan.width,
-                             wide.data());
-            }
-            rows = reinterpret_cast<const char*>(wide.data());
-          }
-          float* out = u + block.begin * pad;
           float* moved = plan.inter_frame ? difference + block.begin * pad : nullptr;
-          if (single) {
-            const float* own = reinterpret_cast<const float*>(rows);
-            float* result = reinterpret_cast<float*>(z.data());
-            float_factors(own, block.count, plan.width, plan.eps, factors.data());
-            float_product(own, block.count, *fold.panels, result);
-            float_features(result, factors.data(), block.count, sizes, fold.values.data(), out,
-                           moved, scratch.data());
-          } else {
-            const Tensor left = view_of(rows, block.count, plan.width, product);
-            const Tensor result = view_of(z.data(), block.count, sizes.stride, product);
-            bfloat16_factors(reinterpret_cast<const Bfloat16*>(rows), block.count, plan.width,
-                             plan.eps, factors.data());
-            multiply_into(result, left, *fold.matrix);
-            bfloat16_features(reinterpret_cast<const Bfloat16*>(z.data()), factors.data(),
-                              block.count, sizes, fold.values.data(), out, moved, scratch.data());
-          }
+          block_features(plan, fold, data + block.begin * plan.width * size, block.count, dtype,
+                         product, u + block.begin * pad, moved, scratch);
         }
       });
 }
@@ -163,9 +211,7 @@ std::tuple<Tensor, Tensor> score_cpu(const Tensor& video, const Tensor& columns,
   const ScorePlan plan = plan_score(video, columns, values, token_head, frame_head, sizes, slots,
                                     token_features, heads, inter_frame, eps, score_bound);
   const Tensor x = torch::stable::contiguous(video);
-  // Where bfloat16 is multiplied by emulation, float32 is both faster and closer.
-  const bool low = x.scalar_type() == ScalarType::BFloat16 && has_bfloat16_products();
-  const ScalarType product = low ? ScalarType::BFloat16 : ScalarType::Float;
+  const Product product = product_of(x.scalar_type());
   const std::vector<FoldTables> folds = make_tables(
       plan, torch::stable::contiguous(columns), torch::stable::contiguous(values),
       torch::stable::contiguous(token_head), torch::stable::contiguous(frame_head), product);

@@ -44,8 +44,7 @@ struct HeadTables {
   }
 };
 
-template <class Element>
-CACOVID_INLINE float factor_body(const Element* row, int64_t width, float eps) {
+CACOVID_INLINE float square_body(const float* row, int64_t width) {
   Lanes sums[4] = {};
   int64_t i = 0;
   for (; i + 4 * kLanes <= width; i += 4 * kLanes) {
@@ -54,25 +53,23 @@ CACOVID_INLINE float factor_body(const Element* row, int64_t width, float eps) {
       sums[j] += x * x;
     }
   }
-  for (; i + kLanes <= width; i += kLanes) {
-    const Lanes x = load(row + i);
+  for (; i < width; i += kLanes) {
+    Lanes x = {};
+    std::memcpy(&x, row + i, (width - i < kLanes ? width - i : kLanes) * sizeof(float));
     sums[0] += x * x;
   }
-  if (i < width) {
-    Element rest[kLanes] = {};
-    std::memcpy(rest, row + i, (width - i) * sizeof(Element));
-    const Lanes x = load(rest);
-    sums[0] += x * x;
-  }
-  const float sum = sum_of((sums[0] + sums[1]) + (sums[2] + sums[3]));
-  return 1.0f / std::sqrt(sum / static_cast<float>(width) + eps);
+  return sum_of((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-// RMSNorm's factor of each row.
-template <class Element>
-CACOVID_INLINE void factors_body(const Element* rows, int64_t count, int64_t width, float eps,
-                                 float* factors) {
-  for (int64_t i = 0; i < count; ++i) factors[i] = factor_body(rows + i * width, width, eps);
+CACOVID_INLINE void squares_body(const float* rows, int64_t count, int64_t width, float* squares) {
+  for (int64_t i = 0; i < count; ++i) squares[i] = square_body(rows + i * width, width);
+}
+
+// RMSNorm's factor of each row, in place of its square.
+void factors_of_squares(float* squares, int64_t count, int64_t width, float eps) {
+  for (int64_t i = 0; i < count; ++i) {
+    squares[i] = 1.0f / std::sqrt(squares[i] / static_cast<float>(width) + eps);
+  }
 }
 
 template <class Element>
@@ -304,12 +301,9 @@ int64_t frame_scratch(int64_t features) {
   return (2 + kRowsTogether) * padded(features) + 2 * kLanes;
 }
 
-CACOVID_DISPATCH(float_factors, factors_body<float>,
-                 (const float* rows, int64_t count, int64_t width, float eps, float* factors),
-                 (rows, count, width, eps, factors))
-CACOVID_DISPATCH(bfloat16_factors, factors_body<Bfloat16>,
-                 (const Bfloat16* rows, int64_t count, int64_t width, float eps, float* factors),
-                 (rows, count, width, eps, factors))
+CACOVID_DISPATCH(float_squares, squares_body,
+                 (const float* rows, int64_t count, int64_t width, float* squares),
+                 (rows, count, width, squares))
 CACOVID_DISPATCH(widen_bfloat16, widen_body<Bfloat16>,
                  (const Bfloat16* from, int64_t count, float* to), (from, count, to))
 CACOVID_DISPATCH(widen_float16, widen_body<Float16>,

@@ -39,6 +39,8 @@ def _own_folds() -> tuple[Tensor, list[ScoreFold], Grid]:
     [
         (896, {}),
         (1000, {"slots": 7, "heads": 3, "token_features": 5, "frame_features": 31}),
+        (333, {"slots": 3, "heads": 2, "token_features": 2, "frame_features": 1}),
+        (31, {"slots": 9, "heads": 4, "token_features": 7, "frame_features": 8}),
         (2048, {"slots": 64, "inter_frame": True}),
         (3584, {"slots": 32, "heads": 4, "token_features": 64, "frame_features": 64,
                 "inter_frame": True}),
