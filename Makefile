@@ -13,7 +13,7 @@ PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
-FORMATTED := $(NATIVE) $(wildcard tests/compile/*.cpp tests/compile/*.cu)
+FORMATTED := $(NATIVE) $(wildcard tests/compile/*.cpp tests/compile/emulator/*)
 
 .DELETE_ON_ERROR:
 .PHONY: setup demo test lint build sanitize test-transformers test-lmms test-engines clean FORCE

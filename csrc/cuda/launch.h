@@ -48,6 +48,25 @@ class CudaBlock {
   int64_t* memory_;
 };
 
+// A warp as a `Block`, for work that other warps of the block need not wait for.
+class CudaWarp {
+ public:
+  // memory: [32], of this warp.
+  __device__ explicit CudaWarp(int64_t* memory) : memory_(memory) {}
+  __device__ int thread() const { return static_cast<int>(threadIdx.x % 32); }
+  __device__ int threads() const { return 32; }
+  __device__ void sync() { __syncwarp(); }
+  __device__ int64_t* shared() { return memory_; }
+  __device__ int count(bool yes) { return __popc(__ballot_sync(~0u, yes)); }
+  __device__ Scan count_before(bool yes) {
+    const unsigned votes = __ballot_sync(~0u, yes);
+    return Scan{__popc(votes & ((1u << thread()) - 1u)), __popc(votes)};
+  }
+
+ private:
+  int64_t* memory_;
+};
+
 // The reductions of block.h by warps: the same integers with two barriers.
 template <int kThreads, class Join>
 __device__ int64_t reduce(CudaBlock<kThreads>& block, int64_t value, int64_t neutral,
@@ -81,6 +100,18 @@ struct Batch {
   static constexpr int kSize = kMost;
   Item items[kMost];
 };
+
+// The video whose frame is number `at` of those of a batch; `at` becomes its number in that video.
+template <class Video, int kMost>
+__device__ inline int number_of_video(const Batch<Video, kMost>& batch, int64_t& at) {
+  int v = 0;
+  for (; at >= batch.items[v].plan.frames; ++v) at -= batch.items[v].plan.frames;
+  return v;
+}
+
+// Dynamic shared memory that a launch may take: with the group's own memory below 48 KiB.
+constexpr int64_t kSharedOfALaunch = 45056;
+constexpr int64_t kWantedBlocks = 264;  // two for each multiprocessor of an H100 or H200
 
 // Stops the device at a NaN (and at an infinity, unless allowed): nothing that follows in the
 // stream can use a broken selection, and the next synchronisation raises. Reading a flag back here

@@ -12,17 +12,8 @@
 namespace cacovid {
 
 constexpr int kSelectThreads = 256;
-constexpr int64_t kWantedBlocks = 264;       // two for each multiprocessor of an H100 or H200
-constexpr int64_t kSharedOfALaunch = 45056;  // with the group's own memory below 48 KiB
 
 using SelectBatch = Batch<SelectVideo, 32>;
-
-// The video whose frame is number `at` of those of a batch.
-__device__ inline const SelectVideo& video_of(const SelectBatch& batch, int64_t& at) {
-  int v = 0;
-  for (; at >= batch.items[v].plan.frames; ++v) at -= batch.items[v].plan.frames;
-  return batch.items[v];
-}
 
 // Every block works out its video's quotas for itself, in shared memory: a second launch, or a
 // wait for other blocks, takes longer than up to 4,096 frame scores do.
@@ -35,7 +26,7 @@ __global__ void __launch_bounds__(kSelectThreads, 2)
   __shared__ int64_t memory[kSelectThreads];
   CudaBlock<kSelectThreads> block(memory);
   int64_t frame = blockIdx.x;
-  const SelectVideo& video = video_of(batch, frame);
+  const SelectVideo& video = batch.items[number_of_video(batch, frame)];
   check_values(token_scores, video.first_token + frame * video.plan.tokens, video.plan.tokens, true,
                "token_scores");
   if (frame_scores != nullptr) {
