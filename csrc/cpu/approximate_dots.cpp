@@ -8,10 +8,11 @@ namespace {
 
 template <int kRows, int kOthers>
 CACOVID_INLINE void tile_body(const float* rows, const float* const* others, int64_t width,
-                              float* dots, int64_t stride) {
+                              float* dots, int64_t stride, const float* next) {
   Lanes sums[kRows][kOthers] = {};
   int64_t d = 0;
   for (; d + kLanes <= width; d += kLanes) {
+    if (next != nullptr) __builtin_prefetch(next + d);
     Lanes x[kRows];
     for (int i = 0; i < kRows; ++i) x[i] = load(rows + i * width + d);
     for (int j = 0; j < kOthers; ++j) {
@@ -30,28 +31,31 @@ CACOVID_INLINE void tile_body(const float* rows, const float* const* others, int
 
 template <int kRows>
 CACOVID_INLINE void rows_body(const float* rows, const float* const* others, int64_t many,
-                              int64_t width, float* dots, int64_t stride) {
+                              int64_t width, float* dots, int64_t stride, const float* next) {
   int64_t j = 0;
   for (; j + 4 <= many; j += 4) {
-    tile_body<kRows, 4>(rows, others + j, width, dots + j * stride, stride);
+    tile_body<kRows, 4>(rows, others + j, width, dots + j * stride, stride, next);
   }
-  for (; j < many; ++j) tile_body<kRows, 1>(rows, others + j, width, dots + j * stride, stride);
+  for (; j < many; ++j)
+    tile_body<kRows, 1>(rows, others + j, width, dots + j * stride, stride, next);
 }
 
 CACOVID_INLINE void dots_body(const float* rows, int64_t count, const float* const* others,
-                              int64_t many, int64_t width, float* dots, int64_t stride) {
+                              int64_t many, int64_t width, float* dots, int64_t stride,
+                              const float* next) {
   int64_t i = 0;
   for (; i + 4 <= count; i += 4) {
-    rows_body<4>(rows + i * width, others, many, width, dots + i, stride);
+    rows_body<4>(rows + i * width, others, many, width, dots + i, stride, next);
   }
-  for (; i < count; ++i) rows_body<1>(rows + i * width, others, many, width, dots + i, stride);
+  for (; i < count; ++i)
+    rows_body<1>(rows + i * width, others, many, width, dots + i, stride, next);
 }
 
 }  // namespace
 
 CACOVID_DISPATCH(approximate_dots, dots_body,
                  (const float* rows, int64_t count, const float* const* others, int64_t many,
-                  int64_t width, float* dots, int64_t stride),
-                 (rows, count, others, many, width, dots, stride))
+                  int64_t width, float* dots, int64_t stride, const float* next),
+                 (rows, count, others, many, width, dots, stride, next))
 
 }  // namespace cacovid

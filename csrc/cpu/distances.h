@@ -21,9 +21,9 @@ double scaled_distance(const float* row, double scale, const double* other, int6
 
 // dots[j*stride + i] = rows[i] . others[j] for `count` rows and `many` others, in float32: off by
 // at most dot_error(width) * |rows[i]| * |others[j]|. Not for exact comparisons: the compiler may
-// fuse multiply and add here.
+// fuse multiply and add here. next: a row that will be read soon, or null; it is fetched meanwhile.
 void approximate_dots(const float* rows, int64_t count, const float* const* others, int64_t many,
-                      int64_t width, float* dots, int64_t stride);
+                      int64_t width, float* dots, int64_t stride, const float* next);
 
 // Each lane adds width/16 products; then the lanes, and a tail. Doubled for safety.
 inline double dot_error(int64_t width) {

@@ -110,9 +110,11 @@ class FarthestPoint {
 
   bool up_to_date(int64_t i) const { return seen_[i] == static_cast<int64_t>(chosen_.size()); }
 
-  // Measures a row from the rows chosen since, as long as it may be as far as `floor`.
-  void measure(int64_t i, double floor) {
+  // Measures a row from the rows chosen since, as long as it may be as far as `floor`. next: the
+  // row after it, or count_. Rows come from memory, a page or more of each, for a few products.
+  void measure(int64_t i, int64_t next, double floor) {
     const float* row = rows_ + i * width_;
+    const float* soon = next < count_ ? rows_ + next * width_ : nullptr;
     while (!up_to_date(i) && high_[i] >= floor) {
       const int64_t begin = seen_[i];
       const int64_t many = std::min(kAtOnce, static_cast<int64_t>(chosen_.size()) - begin);
@@ -122,7 +124,9 @@ class FarthestPoint {
         }
       } else {
         float dots[kAtOnce];
-        approximate_dots(packed_.data() + begin * width_, many, &row, 1, width_, dots, kAtOnce);
+        approximate_dots(packed_.data() + begin * width_, many, &row, 1, width_, dots, kAtOnce,
+                         soon);
+        soon = nullptr;
         for (int64_t c = 0; c < many; ++c) tighten(i, chosen_[begin + c], dots[c]);
       }
       seen_[i] = begin + many;
@@ -131,9 +135,9 @@ class FarthestPoint {
 
   // Measures a row where it may be the next one, and raises `floor`, the distance that the next
   // one has at least.
-  void look_at(int64_t i, double& floor, std::vector<int64_t>& found) {
+  void look_at(int64_t i, int64_t next, double& floor, std::vector<int64_t>& found) {
     if (high_[i] < floor) return;
-    measure(i, floor);
+    measure(i, next, floor);
     if (high_[i] < floor) return;
     floor = std::max(floor, low_[i]);
     found.push_back(i);
@@ -143,14 +147,22 @@ class FarthestPoint {
   int64_t best() {
     double floor = 0.0;  // below it are the rows that are taken
     std::vector<int64_t> found;
-    for (const int64_t i : runners_up_) look_at(i, floor, found);
+    for (const int64_t i : runners_up_) look_at(i, count_, floor, found);
     found.clear();
     std::mutex joining;
     const double lowest = floor;
     torch::stable::parallel_for(0, count_, kRowsPerScan, [&](int64_t from, int64_t to) {
       double mine = lowest;
       std::vector<int64_t> own;
-      for (int64_t i = from; i < to; ++i) look_at(i, mine, own);
+      const auto candidate = [&](int64_t i) {
+        while (i < to && high_[i] < mine) ++i;
+        return i < to ? i : count_;
+      };
+      for (int64_t i = candidate(from); i < to;) {
+        const int64_t after = candidate(i + 1);
+        look_at(i, after, mine, own);
+        i = after;
+      }
       const std::lock_guard<std::mutex> lock(joining);
       floor = std::max(floor, mine);
       found.insert(found.end(), own.begin(), own.end());
