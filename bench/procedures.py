@@ -31,7 +31,8 @@ def unfolded_scores(
     )
     attention = torch.softmax(query @ key.transpose(1, 2) / c.head_size**0.5, dim=-1)
     u = policy.features(x) + policy.output((attention @ value).transpose(0, 1).flatten(1))
-    return heads(u, frames, policy.token_head.weights, policy.frame_head.weights, c.score_bound)
+    token, frame = (head.weights(dtype) for head in (policy.token_head, policy.frame_head))
+    return heads(u, frames, token, frame, c.score_bound)
 
 
 def repeat_and_index(prompt: Prompt, masks: Tensor) -> list[Tensor]:
