@@ -18,7 +18,7 @@ from cacovid import settings
 from cacovid.errors import InvalidInputError
 
 #: What `torch.ops.cacovid._interface()` of a library that fits these files returns.
-INTERFACE = 1
+INTERFACE = 2
 
 _FOLDER = Path(__file__).resolve().parent
 _REBUILD = (

@@ -24,7 +24,7 @@ _FIELDS = 3  # integers of `sizes` for each video
 _SCHEMA = (
     "(Tensor video, Tensor columns, Tensor values, Tensor token_head, Tensor frame_head, "
     "int[] sizes, int[] slots, int token_features, int heads, bool inter_frame, float eps, "
-    "float? score_bound) -> (Tensor, Tensor, Tensor, Tensor)"
+    "float? score_bound, Tensor? keys=None) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -115,7 +115,7 @@ def _kept(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _kept_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    video, _, values, _, _, sizes, slots, _, _, inter_frame, _, _ = arguments
+    video, _, values, _, _, sizes, slots, _, _, inter_frame = arguments[:10]
     extra = values.shape[1] * (2 if inter_frame else 1)
     rows = video.shape[0]
     return (

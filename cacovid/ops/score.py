@@ -32,7 +32,8 @@ class PackedFolds(NamedTuple):
 
     Args:
         columns: `[C, D]`: the columns of each fold as contiguous rows, fold after fold; in the
-            folds' dtype, or rounded to that of the videos.
+            folds' dtype, or rounded to that of the videos. With `keys`, a fold's first `H*d` are
+            those of the queries.
         values: `[S, P]`, fold after fold.
         token_head: `[V, P_t*P_t + 3*P_t + 1]`: input bias, hidden matrix, hidden bias, output,
             output bias of each fold, flat.
@@ -43,6 +44,7 @@ class PackedFolds(NamedTuple):
         inter_frame: Whether there are inter-frame columns.
         eps: The RMSNorm's epsilon.
         score_bound: Scores are `bound * tanh(score / bound)`; None: unbounded.
+        keys: `[S, d]`, fold after fold; None: they are folded into the columns.
     """
 
     columns: Tensor
@@ -55,17 +57,22 @@ class PackedFolds(NamedTuple):
     inter_frame: bool
     eps: float
     score_bound: float | None
+    keys: Tensor | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Columns, values and both heads."""
-        return self[:4]
+        """Columns, values and both heads, and keys where there are any."""
+        return self[:4] if self.keys is None else (*self[:4], self.keys)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> PackedFolds:
-        """The same settings with other columns, values and heads, of the same shapes."""
-        columns, values, token_head, frame_head = tensors
+        """The same settings with other `tensors` of the same shapes."""
+        columns, values, token_head, frame_head, *keys = tensors
         return self._replace(
-            columns=columns, values=values, token_head=token_head, frame_head=frame_head
+            columns=columns,
+            values=values,
+            token_head=token_head,
+            frame_head=frame_head,
+            keys=keys[0] if keys else None,
         )
 
 
@@ -111,6 +118,7 @@ def score(
     folds, owners = _distinct(fold, grid)
     check_score(video, [folds[owner] for owner in owners], grid)
     tensors = [t for f in folds for t in (f.columns, f.values, *f.token, *f.frame)]
+    tensors += [f.keys for f in folds if f.keys is not None]
     slots, features = [f.values.shape[0] for f in folds], max(f.features for f in folds)
     form = _form(tensors, slots, features, video.device, video.dtype, backend)
     if form == "reference":
@@ -154,7 +162,8 @@ def pack_folds(
         check_fold(own, folds[0].columns.T)
     if not _alike(folds):
         raise InvalidInputError(
-            f"the {len(folds)} folds are of different policies; pack each policy's own, or give "
+            f"the {len(folds)} folds are of different policies, or some have keys and others not "
+            f"(`CrossAttentionPolicy.fold` has a word in that); pack those that are alike, or give "
             f"the folds to score as they are"
         )
     packed = _packed(folds)
@@ -179,6 +188,7 @@ def _packed(folds: Sequence[ScoreFold]) -> PackedFolds:
         inter_frame=first.inter_frame,
         eps=first.eps,
         score_bound=first.score_bound,
+        keys=None if first.keys is None else _joined([f.keys for f in folds if f.keys is not None]),
     )
 
 
@@ -198,7 +208,9 @@ def score_packed(
         Token scores `[N]` and frame scores `[F]`, float32.
     """
     tensors = (video, *packed[:4])
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (video, *packed.tensors)):
+        if packed.keys is not None:  # nobody trains through them: policies unfold to be trained
+            return _reference(*tensors, sizes, *packed[4:])
         scores: tuple[Tensor, Tensor] = _Score.apply(triton, *tensors, sizes, *packed[4:])
         return scores
     return _registry.call(_OP, *tensors, sizes, *packed[4:])
@@ -299,7 +311,7 @@ def _packed_form(
     packed: PackedFolds, device: torch.device, video_dtype: torch.dtype, backend: str | None
 ) -> str:
     rounded = packed.columns.dtype != packed.values.dtype
-    tensors = packed[1:4] if rounded else packed[:4]
+    tensors = packed.tensors[1:] if rounded else packed.tensors
     return _form(tensors, packed.slots, packed.values.shape[1], device, video_dtype, backend)
 
 
@@ -333,7 +345,8 @@ def _form(
 def _alike(folds: Sequence[ScoreFold]) -> bool:
     def shape(fold: ScoreFold) -> tuple[Any, ...]:
         token, frame = fold.token.input_bias.shape, fold.frame.input_bias.shape
-        return token, frame, fold.heads, fold.inter_frame, fold.eps, fold.score_bound
+        keys = None if fold.keys is None else fold.keys.shape[1]
+        return token, frame, fold.heads, fold.inter_frame, fold.eps, fold.score_bound, keys
 
     return all(shape(fold) == shape(folds[0]) for fold in folds)
 
@@ -370,22 +383,26 @@ def _unpack(
     inter_frame: bool,
     eps: float,
     score_bound: float | None,
+    keys: Tensor | None = None,
 ) -> list[ScoreFold]:
     features = values.shape[1]
     extra = features * (2 if inter_frame else 1)
     ends = list(accumulate(slots, initial=0))
+    attending = slots if keys is None else [heads * keys.shape[1]] * len(slots)
+    last = list(accumulate((count + extra for count in attending), initial=0))
     folds = []
     for v, (begin, end) in enumerate(pairwise(ends)):
         folds.append(
             _ScoreFold(
                 # Rounded ones count as they are; what else there is stays in its precision.
-                columns=columns[begin + v * extra : end + (v + 1) * extra].T.to(values.dtype),
+                columns=columns[last[v] : last[v + 1]].T.to(values.dtype),
                 values=values[begin:end],
                 heads=heads,
                 token=_head(token_head[v], token_features),
                 frame=_head(frame_head[v], features - token_features),
                 eps=eps,
                 score_bound=score_bound,
+                keys=None if keys is None else keys[begin:end],
             )
         )
     return folds
@@ -422,7 +439,7 @@ _SPEC, _OP = _registry.define(
     "score",
     "(Tensor video, Tensor columns, Tensor values, Tensor token_head, Tensor frame_head, "
     "int[] sizes, int[] slots, int token_features, int heads, bool inter_frame, float eps, "
-    "float? score_bound) -> (Tensor, Tensor)",
+    "float? score_bound, Tensor? keys=None) -> (Tensor, Tensor)",
     backends=("triton", "cpu"),
     reference=_reference,
     fake=_fake,

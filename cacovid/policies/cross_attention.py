@@ -31,9 +31,10 @@ class CrossAttentionConfig(PolicyConfig):
     Args:
         hidden_size: `D` of the base model.
         slots: `Q` learned latents that read the question; 0: the video attends to the question's
-            tokens themselves and a learned null token, so that every token of a question costs
-            `H` columns of the fold; above 1,024 of them (511 tokens with two heads) a GPU has no
-            kernel for it (`cacovid.ops.score`).
+            tokens themselves and a learned null token, so that up to `d` tokens of a question
+            cost `H` columns of the fold each, and more of them a small product besides
+            (`CrossAttentionPolicy.fold`); above 1,024 slots in all (511 tokens with two heads) a
+            GPU has no kernel for it (`cacovid.ops.score`).
         slot_width: Width of the question side.
         slot_heads: Heads of the latents' attention to the question.
         heads: `H`, heads of the video's attention to the slots.
@@ -198,7 +199,7 @@ class CrossAttentionPolicy(StoredPolicy):
             return [self.fold(questions[0])] * prompt.grid.num_videos
         return [self.fold(question) for question in questions]
 
-    def fold(self, question: Tensor) -> ScoreFold:
+    def fold(self, question: Tensor, *, fold_keys: bool | None = None) -> ScoreFold:
         """Folds a question into the weights that read the video.
 
         Exact up to rounding (3e-15 relative in float64). In float32, or in float64 for a policy in
@@ -206,22 +207,27 @@ class CrossAttentionPolicy(StoredPolicy):
 
         Args:
             question: `[L, D]` float, the question tokens' embeddings; `L` may be 0.
+            fold_keys: Whether the slots' keys are folded into the columns that read the video,
+                `H*Q` of them, or meet the `H*d` queries afterwards: the same scores up to rounding.
+                None: they are folded as long as that makes no more columns, for `Q <= d`.
 
         Raises:
             InvalidInputError: for another number of dimensions.
             WrongBaseModelError: for another hidden size.
         """
         with torch.autocast(question.device.type, enabled=False):
-            return self._fold(question)
+            return self._fold(question, fold_keys)
 
-    def _fold(self, question: Tensor) -> ScoreFold:
+    def _fold(self, question: Tensor, fold_keys: bool | None) -> ScoreFold:
         c = self.config
         wide = self._wide
         slots = self.read_question(question).to(wide)
         key = F.linear(slots, self.key.weight.to(wide)).unflatten(1, (c.heads, -1))
         value = F.linear(slots, self.value.weight.to(wide)).unflatten(1, (c.heads, -1))
         query = self.query.weight.to(wide).unflatten(0, (c.heads, -1)) / math.sqrt(c.head_size)
-        read = (key.transpose(0, 1) @ query).flatten(0, 1)  # [H*Q, D]: (W_q k^T)^T of each head
+        folded = len(slots) <= c.head_size if fold_keys is None else fold_keys
+        # [H*Q, D]: (W_q k^T)^T of each head; or [H*d, D]: W_q^T of each.
+        read = (key.transpose(0, 1) @ query if folded else query).flatten(0, 1)
         output = self.output.weight.to(wide)
         written = output.unflatten(1, (c.heads, -1)).permute(1, 2, 0)  # [H, d, P]
         parts = [read, self.features.weight.to(wide)]
@@ -235,6 +241,7 @@ class CrossAttentionPolicy(StoredPolicy):
             frame=self.frame_head.weights(wide),
             eps=c.rms_norm_eps,
             score_bound=c.score_bound,
+            keys=None if folded else key.transpose(0, 1).flatten(0, 1),
         )
 
     @property

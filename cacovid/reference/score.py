@@ -3,7 +3,8 @@
 ALGORITHMS 1.1, `CrossAttentionPolicy`: with `x̂ = RMSNorm(x)`, attention of a video token to the
 question's slots is `softmax(x̂ W_q kᵀ / sqrt(d))`. For a given question `W_q kᵀ` is a matrix of few
 columns, and RMSNorm is a factor of the row: everything that reads the video is one product
-`x @ columns`.
+`x @ columns`. Where a question has more slots than `d`, that matrix is wider than `W_q`: then
+`x̂ W_q` comes first and its few numbers meet the keys, the same sum in another order.
 """
 
 from __future__ import annotations
@@ -48,13 +49,15 @@ class ScoreFold:
     Args:
         columns: `[D, H*Q + P]`, or `[D, H*Q + 2*P]` with the inter-frame columns: head after head
             `W_q kᵀ / sqrt(d)`, then `W_x`, then the projection whose difference to the previous
-            frame counts. The RMSNorm's weight is in them.
+            frame counts. The RMSNorm's weight is in them. With `keys`, `H*d` columns
+            `W_q / sqrt(d)` in the place of the first `H*Q`.
         values: `[H*Q, P]`: `v W_o`.
         heads: `H`.
         token: Head of the token scores.
         frame: Head of the frame scores.
         eps: The RMSNorm's epsilon.
         score_bound: Scores are `bound * tanh(score / bound)`; None: unbounded.
+        keys: `[H*Q, d]`, head after head `k`; None: they are folded into the columns.
     """
 
     columns: Tensor
@@ -64,6 +67,7 @@ class ScoreFold:
     frame: HeadWeights
     eps: float = 1e-6
     score_bound: float | None = None
+    keys: Tensor | None = None
 
     @property
     def features(self) -> int:
@@ -73,7 +77,12 @@ class ScoreFold:
     @property
     def inter_frame(self) -> bool:
         """Whether there are inter-frame columns."""
-        return self.columns.shape[1] == self.values.shape[0] + 2 * self.features
+        return self.columns.shape[1] == self.attending + 2 * self.features
+
+    @property
+    def attending(self) -> int:
+        """Columns that the attention's logits are made of: `H*Q`, with keys `H*d`."""
+        return self.values.shape[0] if self.keys is None else self.heads * self.keys.shape[1]
 
 
 def score(
@@ -149,14 +158,23 @@ def check_video(video: Tensor, grid: Grid) -> None:
 
 def _score_video(x: Tensor, size: tuple[int, int, int], fold: ScoreFold) -> tuple[Tensor, Tensor]:
     x = x.to(fold.columns.dtype)
-    slots, features = fold.values.shape
+    attending, features = fold.attending, fold.features
     factor = torch.rsqrt(x.square().mean(dim=1, keepdim=True) + fold.eps)
     z = (x @ fold.columns) * factor
-    attention = torch.softmax(z[:, :slots].unflatten(1, (fold.heads, -1)), dim=-1).flatten(1)
-    u = z[:, slots : slots + features] + attention @ fold.values
+    logits = z[:, :attending].unflatten(1, (fold.heads, -1))
+    if fold.keys is not None:
+        logits = logits_of_keys(logits, fold.keys)
+    u = z[:, attending : attending + features]
+    u = u + torch.softmax(logits, dim=-1).flatten(1) @ fold.values
     if fold.inter_frame:
-        u = u + difference_to_previous_frame(z[:, slots + features :], size[1] * size[2])
+        u = u + difference_to_previous_frame(z[:, attending + features :], size[1] * size[2])
     return heads(u, size[0], fold.token, fold.frame, fold.score_bound)
+
+
+def logits_of_keys(queries: Tensor, keys: Tensor) -> Tensor:
+    """`[N, H, Q]` from queries `[N, H, d]` and keys `[H*Q, d]`."""
+    per_head = keys.unflatten(0, (queries.shape[1], -1))
+    return (queries.transpose(0, 1) @ per_head.transpose(1, 2)).transpose(0, 1)
 
 
 def difference_to_previous_frame(projected: Tensor, tokens_per_frame: int) -> Tensor:
@@ -194,12 +212,19 @@ def check_fold(fold: ScoreFold, video: Tensor) -> None:
         on another device.
     """
     slots, features = fold.values.shape
-    widths = (slots + features, slots + 2 * features)
+    keys = fold.keys
+    if keys is not None and (keys.dim() != 2 or keys.shape[0] != slots or keys.shape[1] < 1):
+        raise InvalidInputError(
+            f"the fold's keys are {tuple(keys.shape)} for values {tuple(fold.values.shape)}; "
+            f"expected [H*Q, d]"
+        )
+    widths = (fold.attending + features, fold.attending + 2 * features)
     if fold.columns.dim() != 2 or fold.columns.shape[1] not in widths or slots % fold.heads:
         raise InvalidInputError(
             f"the fold's columns are {tuple(fold.columns.shape)} for values "
             f"{tuple(fold.values.shape)} and {fold.heads} heads; expected [D, H*Q + P], or "
-            f"[D, H*Q + 2*P] with inter-frame columns"
+            f"[D, H*Q + 2*P] with inter-frame columns, and with keys [H*Q, d] H*d in the place "
+            f"of H*Q"
         )
     if fold.columns.shape[0] != video.shape[1]:
         raise InvalidInputError(
@@ -221,7 +246,8 @@ def check_fold(fold: ScoreFold, video: Tensor) -> None:
                 f"the {name} head's tensors are {shapes}; expected [P], [P, P], [P], [1, P] and "
                 f"[1] with P = {width}"
             )
-    for tensor in (fold.columns, fold.values, *fold.token, *fold.frame):
+    given = [fold.columns, fold.values, *fold.token, *fold.frame]
+    for tensor in given if keys is None else [*given, keys]:
         if tensor.device != video.device:
             raise InvalidInputError(
                 f"video is on {video.device} and a tensor of the fold on {tensor.device}; move "

@@ -202,28 +202,32 @@ def _pack(form: str) -> Case:
     return Case("pack_rollouts", form, make)
 
 
-def _score(grid: str, slots: int, inter_frame: bool, own_folds: bool = False) -> Case:
+def _score(
+    grid: str, slots: int, inter_frame: bool, own_folds: bool = False, key_width: int = 0
+) -> Case:
     def make() -> tuple[tuple[Any, ...], dict[str, Any]]:
         g = GRIDS[grid]
         video = token_scores(g.num_tokens * 24, "normal").view(-1, 24)
-        folds = [_fold(slots + i, inter_frame, seed=i) for i in range(g.num_videos)]
+        folds = [_fold(slots + i, inter_frame, i, key_width) for i in range(g.num_videos)]
         return (video, folds if own_folds else folds[0], g), {}
 
-    kind = "inter_frame" if inter_frame else "plain"
+    kind = ("inter_frame" if inter_frame else "plain") + ("_keys" if key_width else "")
     return Case("score", f"{grid}_{slots}_slots_{kind}_{'own' if own_folds else 'one'}", make)
 
 
-def _fold(slots: int, inter_frame: bool, seed: int) -> ScoreFold:
+def _fold(slots: int, inter_frame: bool, seed: int, key_width: int) -> ScoreFold:
     def draw(*shape: int) -> Tensor:
         return token_scores(math.prod(shape), "normal", seed).view(shape) * 0.3
 
     heads, width = 2, 8
-    columns = heads * slots + 2 * width * (2 if inter_frame else 1)
+    columns = heads * (key_width or slots) + 2 * width * (2 if inter_frame else 1)
     token, frame = (
         HeadWeights(draw(width), draw(width, width), draw(width), draw(1, width), draw(1))
         for _ in range(2)
     )
-    return ScoreFold(draw(24, columns), draw(heads * slots, 2 * width), heads, token, frame)
+    keys = draw(heads * slots, key_width) if key_width else None
+    values = draw(heads * slots, 2 * width)
+    return ScoreFold(draw(24, columns), values, heads, token, frame, keys=keys)
 
 
 _SELECT = (
@@ -326,6 +330,8 @@ _PACK = tuple(_pack(form) for form in ("masks", "indices"))
 _SCORE = (
     *(_score(grid, 4, inter) for grid in GRIDS for inter in (False, True)),
     _score("ragged", 3, True, own_folds=True),
+    _score("ragged", 7, True, own_folds=True, key_width=3),
+    _score("one_token", 5, False, key_width=2),
     _score("one_token", 1, False),
 )
 

@@ -22,6 +22,7 @@ struct ScoreVideo {
 struct ScorePlan {
   std::vector<ScoreVideo> videos;
   std::vector<int64_t> slots;         // H*Q of each fold
+  std::vector<int64_t> attending;     // columns of each that the logits are made of
   std::vector<int64_t> first_column;  // of each fold, and their number at the end
   std::vector<int64_t> first_slot;    // likewise
   int64_t tokens = 0;
@@ -30,6 +31,7 @@ struct ScorePlan {
   int64_t features = 0;        // P
   int64_t token_features = 0;  // P_t
   int64_t heads = 0;
+  int64_t key_width = 0;  // d; 0: the keys are folded into the columns
   bool inter_frame = false;
   float eps = 0.0f;
   float bound = 0.0f;  // 0: unbounded
@@ -53,7 +55,7 @@ inline ScorePlan plan_score(const Tensor& video, const Tensor& columns, const Te
                             const Tensor& token_head, const Tensor& frame_head,
                             const std::vector<int64_t>& sizes, const std::vector<int64_t>& slots,
                             int64_t token_features, int64_t heads, bool inter_frame, double eps,
-                            std::optional<double> score_bound) {
+                            std::optional<double> score_bound, const std::optional<Tensor>& keys) {
   ScorePlan plan;
   const auto dtype = video.scalar_type();
   if (dtype != ScalarType::Float && dtype != ScalarType::BFloat16 && dtype != ScalarType::Half) {
@@ -79,6 +81,10 @@ inline ScorePlan plan_score(const Tensor& video, const Tensor& columns, const Te
          heads, " attention heads; expected 1 to P - 1, and at least 1");
   }
   plan.slots = slots;
+  if (keys.has_value()) {
+    if (keys->dim() != 2 || keys->size(1) < 1) fail("keys must be [S, d]");
+    plan.key_width = keys->size(1);
+  }
   int64_t column = 0, slot = 0;
   for (const int64_t count : slots) {
     if (count < heads || count % heads != 0) {
@@ -86,7 +92,8 @@ inline ScorePlan plan_score(const Tensor& video, const Tensor& columns, const Te
     }
     plan.first_column.push_back(column);
     plan.first_slot.push_back(slot);
-    column += count + plan.features * (inter_frame ? 2 : 1);
+    plan.attending.push_back(plan.key_width > 0 ? heads * plan.key_width : count);
+    column += plan.attending.back() + plan.features * (inter_frame ? 2 : 1);
     slot += count;
   }
   plan.first_column.push_back(column);
@@ -108,6 +115,7 @@ inline ScorePlan plan_score(const Tensor& video, const Tensor& columns, const Te
   }
   check_matrix(columns, video, column, plan.width, "columns");
   check_matrix(values, video, slot, plan.features, "values");
+  if (keys.has_value()) check_matrix(*keys, video, slot, plan.key_width, "keys");
   check_matrix(token_head, video, folds, head_size(token_features), "token_head");
   check_matrix(frame_head, video, folds, head_size(plan.features - token_features), "frame_head");
   return plan;

@@ -9,7 +9,7 @@ namespace {
 
 // Raised whenever an op's schema or meaning changes, so that a library left over from an earlier
 // build of a checkout is told apart from one that fits the Python files beside it.
-constexpr int64_t kInterface = 1;
+constexpr int64_t kInterface = 2;
 
 int64_t interface() { return kInterface; }
 

@@ -49,6 +49,7 @@ struct FoldTables {
   std::optional<FloatPanels> floats;
   std::optional<Bfloat16Panels> pairs;
   std::optional<Tensor> matrix;  // [D, C] bfloat16
+  std::vector<FloatPanels> keys;  // of each head, unless they are folded
 };
 
 Tensor view_of(const void* data, int64_t rows, int64_t columns, ScalarType dtype) {
@@ -67,7 +68,8 @@ void multiply_into(const Tensor& out, const Tensor& a, const Tensor& b) {
 
 std::vector<FoldTables> make_tables(const ScorePlan& plan, const Tensor& columns,
                                     const Tensor& values, const Tensor& token_head,
-                                    const Tensor& frame_head, Product product) {
+                                    const Tensor& frame_head, const std::optional<Tensor>& keys,
+                                    Product product) {
   std::vector<FoldTables> folds;
   const int64_t pad = padded(plan.features), frame_features = plan.features - plan.token_features;
   for (size_t v = 0; v < plan.slots.size(); ++v) {
@@ -83,7 +85,8 @@ std::vector<FoldTables> make_tables(const ScorePlan& plan, const Tensor& columns
         count,
         std::nullopt,
         std::nullopt,
-        std::nullopt};
+        std::nullopt,
+        {}};
     if (product == Product::kFloat) {
       tables.floats.emplace(mine, count, plan.width);
     } else if (product == Product::kBfloat16) {
@@ -92,6 +95,12 @@ std::vector<FoldTables> make_tables(const ScorePlan& plan, const Tensor& columns
       const Tensor own = view_of(mine, count, plan.width, ScalarType::Float);
       tables.matrix = torch::stable::new_empty(own, {plan.width, count}, ScalarType::BFloat16);
       torch::stable::copy_(*tables.matrix, torch::stable::transpose(own, 0, 1));
+    }
+    const int64_t each = plan.slots[v] / plan.heads;
+    for (int64_t h = 0; keys.has_value() && h < plan.heads; ++h) {
+      const int64_t first = plan.first_slot[v] + h * each;
+      tables.keys.emplace_back(keys->const_data_ptr<float>() + first * plan.key_width, each,
+                               plan.key_width);
     }
     const float* from = values.const_data_ptr<float>() + plan.first_slot[v] * plan.features;
     for (int64_t s = 0; s < plan.slots[v]; ++s) {
@@ -131,8 +140,37 @@ struct Scratch {
   std::vector<float> wide;     // a block's rows in float32
   std::vector<float> factors;  // of its rows
   std::vector<char> columns;   // its product
+  std::vector<float> queries;  // of a head
+  std::vector<float> logits;   // of a head
+  std::vector<float> joined;   // all logits and the other columns
   std::vector<float> rest;
 };
+
+// A block's columns with the logits of the slots in the place of the queries, as folded columns
+// give them. z: [count, stride]; returns [count, sizes.stride].
+const float* with_logits(const ScorePlan& plan, const FoldTables& fold, const float* z,
+                         int64_t stride, int64_t count, const RowSizes& sizes, Scratch& s) {
+  const int64_t d = plan.key_width, each = fold.slots / plan.heads;
+  const int64_t apart = product_stride(each), first = plan.heads * d;
+  s.queries.resize(count * d);
+  s.logits.resize(count * apart);
+  s.joined.resize(count * sizes.stride);
+  for (int64_t h = 0; h < plan.heads; ++h) {
+    for (int64_t i = 0; i < count; ++i) {
+      std::memcpy(s.queries.data() + i * d, z + i * stride + h * d, d * sizeof(float));
+    }
+    float_product(s.queries.data(), count, fold.keys[h], s.logits.data());
+    for (int64_t i = 0; i < count; ++i) {
+      std::memcpy(s.joined.data() + i * sizes.stride + h * each, s.logits.data() + i * apart,
+                  each * sizeof(float));
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    std::memcpy(s.joined.data() + i * sizes.stride + fold.slots, z + i * stride + first,
+                (fold.columns - first) * sizeof(float));
+  }
+  return s.joined.data();
+}
 
 // Rows in float32: themselves, or a copy.
 const float* widened(const void* rows, ScalarType dtype, int64_t count, std::vector<float>& to) {
@@ -149,7 +187,9 @@ const float* widened(const void* rows, ScalarType dtype, int64_t count, std::vec
 // Features of a block of rows: u and difference [count, pad of P].
 void block_features(const ScorePlan& plan, const FoldTables& fold, const void* rows, int64_t count,
                     ScalarType dtype, Product product, float* u, float* difference, Scratch& s) {
+  const bool keys = plan.key_width > 0;
   RowSizes sizes{fold.columns, fold.slots, plan.heads, plan.features, plan.inter_frame};
+  const float* columns = nullptr;
   s.factors.resize(count);
   s.rest.resize(feature_scratch(sizes));
   if (product == Product::kTiles) {
@@ -159,24 +199,35 @@ void block_features(const ScorePlan& plan, const FoldTables& fold, const void* r
                   *fold.matrix);
     bfloat16_squares(static_cast<const Bfloat16*>(rows), count, plan.width, s.factors.data());
     factors_of_squares(s.factors.data(), count, plan.width, plan.eps);
-    bfloat16_features(reinterpret_cast<const Bfloat16*>(s.columns.data()), s.factors.data(), count,
-                      sizes, fold.values.data(), u, difference, s.rest.data());
-    return;
-  }
-  sizes.stride = product == Product::kFloat ? product_stride(fold.columns)
-                                            : bfloat16_product_stride(fold.columns);
-  s.columns.resize(count * sizes.stride * sizeof(float));
-  float* columns = reinterpret_cast<float*>(s.columns.data());
-  if (product == Product::kFloat) {
-    const float* own = widened(rows, dtype, count * plan.width, s.wide);
-    float_squares(own, count, plan.width, s.factors.data());
-    float_product(own, count, *fold.floats, columns);
+    const auto* own = reinterpret_cast<const Bfloat16*>(s.columns.data());
+    if (!keys) {
+      bfloat16_features(own, s.factors.data(), count, sizes, fold.values.data(), u, difference,
+                        s.rest.data());
+      return;
+    }
+    columns = widened(own, ScalarType::BFloat16, count * sizes.stride, s.wide);
   } else {
-    const auto* own = static_cast<const Bfloat16*>(rows);
-    bfloat16_squares(own, count, plan.width, s.factors.data());
-    bfloat16_product(own, count, *fold.pairs, columns);
+    sizes.stride = product == Product::kFloat ? product_stride(fold.columns)
+                                              : bfloat16_product_stride(fold.columns);
+    s.columns.resize(count * sizes.stride * sizeof(float));
+    float* out = reinterpret_cast<float*>(s.columns.data());
+    if (product == Product::kFloat) {
+      const float* own = widened(rows, dtype, count * plan.width, s.wide);
+      float_squares(own, count, plan.width, s.factors.data());
+      float_product(own, count, *fold.floats, out);
+    } else {
+      const auto* own = static_cast<const Bfloat16*>(rows);
+      bfloat16_squares(own, count, plan.width, s.factors.data());
+      bfloat16_product(own, count, *fold.pairs, out);
+    }
+    factors_of_squares(s.factors.data(), count, plan.width, plan.eps);
+    columns = out;
   }
-  factors_of_squares(s.factors.data(), count, plan.width, plan.eps);
+  if (keys) {
+    const int64_t stride = sizes.stride;
+    sizes.stride = fold.slots + fold.columns - plan.heads * plan.key_width;
+    columns = with_logits(plan, fold, columns, stride, count, sizes, s);
+  }
   float_features(columns, s.factors.data(), count, sizes, fold.values.data(), u, difference,
                  s.rest.data());
 }
@@ -207,14 +258,18 @@ std::tuple<Tensor, Tensor> score_cpu(const Tensor& video, const Tensor& columns,
                                      const Tensor& frame_head, const std::vector<int64_t>& sizes,
                                      const std::vector<int64_t>& slots, int64_t token_features,
                                      int64_t heads, bool inter_frame, double eps,
-                                     std::optional<double> score_bound) {
-  const ScorePlan plan = plan_score(video, columns, values, token_head, frame_head, sizes, slots,
-                                    token_features, heads, inter_frame, eps, score_bound);
+                                     std::optional<double> score_bound,
+                                     const std::optional<Tensor>& keys_given) {
+  const ScorePlan plan =
+      plan_score(video, columns, values, token_head, frame_head, sizes, slots, token_features,
+                 heads, inter_frame, eps, score_bound, keys_given);
   const Tensor x = torch::stable::contiguous(video);
   const Product product = product_of(x.scalar_type());
+  std::optional<Tensor> keys;
+  if (keys_given.has_value()) keys = torch::stable::contiguous(*keys_given);
   const std::vector<FoldTables> folds = make_tables(
       plan, torch::stable::contiguous(columns), torch::stable::contiguous(values),
-      torch::stable::contiguous(token_head), torch::stable::contiguous(frame_head), product);
+      torch::stable::contiguous(token_head), torch::stable::contiguous(frame_head), keys, product);
 
   const int64_t pad = padded(plan.features);
   Tensor token = torch::stable::new_empty(x, {plan.tokens}, ScalarType::Float);

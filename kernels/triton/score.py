@@ -64,6 +64,7 @@ def score_fwd_triton(
     inter_frame: bool,
     eps: float,
     score_bound: float | None,
+    keys: Tensor | None = None,
     *,
     keep: bool = False,
     config: configurations.Config | None = None,
@@ -90,23 +91,31 @@ def score_fwd_triton(
         inter_frame: Whether there are inter-frame columns.
         eps: The RMSNorm's epsilon.
         score_bound: Scores are `bound * tanh(score / bound)`; None: unbounded.
-        keep: Whether to keep `X W` and the squares, for a gradient.
+        keys: `[S, d]` float32, fold after fold, of columns that begin with `H*d` of the queries;
+            None: the keys are folded into the columns. The logits are then a small product between
+            the two kernels.
+        keep: Whether to keep `X W` and the squares, for a gradient; without keys.
         config: Properties of the launches; None: those of `kernels/configs`.
     """
     tokens, width = video.shape
     device, features = video.device, values.shape[1]
     extra = features * (2 if inter_frame else 1)
     most = max(slots)
-    config = config or _configuration(video, most, extra, inter_frame)
+    # Columns of each fold that the logits are, or are made of.
+    attending = tuple(slots) if keys is None else (heads * keys.shape[1],) * len(slots)
+    read_most = max(attending)
+    config = config or _configuration(video, read_most, extra, inter_frame or keys is not None)
     fused = bool(config["FUSED"])
     video = _rows(video)
     columns = columns.to(video.dtype).contiguous()
     values, token_head, frame_head = (t.contiguous() for t in (values, token_head, frame_head))
-    plan = (_triples(sizes), tuple(slots), extra)
-    tiles, frames, pieces = tile_tables(*plan, config["BLOCK_N"], device)
+    videos = _triples(sizes)
+    tiles, frames, pieces = tile_tables(videos, attending, extra, config["BLOCK_N"], device)
     finish = tiles
     if not fused:
-        finish, frames, pieces = tile_tables(*plan, config["FINISH_N"], device)
+        finish, frames, pieces = tile_tables(
+            videos, tuple(slots), extra, config["FINISH_N"], device
+        )
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=device)
@@ -114,7 +123,7 @@ def score_fwd_triton(
     token, frame, sums = empty(tokens), empty(len(frames)), empty(pieces, features)
     split = 1 if fused else config["SPLIT_K"]
     stored = split if keep or not fused else 0
-    z, squares = empty(stored, tokens, most + extra), empty(stored, tokens)
+    z, squares = empty(stored, tokens, read_most + extra), empty(stored, tokens)
     bound = 1.0 if score_bound is None else score_bound
     steps = triton.cdiv(triton.cdiv(width, config["BLOCK_K"]), split)
     shape: dict[str, Any] = {
@@ -150,11 +159,13 @@ def score_fwd_triton(
         )  # fmt: skip
     else:
         x, w = _operands(video, columns, (config["BLOCK_C"],), read)
-        blocks_c = triton.cdiv(most + extra, config["BLOCK_C"])
+        blocks_c = triton.cdiv(read_most + extra, config["BLOCK_C"])
         _score_project_kernel[(blocks_c, len(tiles), split)](
-            x, w, tiles, z, squares, tokens, width, len(columns), video.stride(0), most + extra,
-            EXTRA=extra, BLOCK_C=config["BLOCK_C"], **read,
+            x, w, tiles, z, squares, tokens, width, len(columns), video.stride(0),
+            read_most + extra, EXTRA=extra, BLOCK_C=config["BLOCK_C"], **read,
         )  # fmt: skip
+        if keys is not None:
+            z, squares, split = _with_logits(z, keys, videos, slots, heads), squares.sum(0), 1
         _score_finish_kernel[(len(finish),)](
             z, squares, finish, values, token_head, token, sums, tokens, width, most + extra, eps,
             bound, SLOTS=_padded(most // heads), INTER_FRAME=inter_frame,
@@ -222,12 +233,36 @@ def score_dw_triton(
     return total if scale is None else total * scale
 
 
-def _configuration(
-    video: Tensor, slots: int, extra: int, inter_frame: bool
-) -> configurations.Config:
-    """Of the fused form where it is to serve, else of the two kernels."""
+def _with_logits(
+    z: Tensor, keys: Tensor, videos: Sizes, slots: Sequence[int], heads: int
+) -> Tensor:
+    """`X W` with the logits of the slots in the place of the queries, as folded columns give it.
+
+    Args:
+        z: `[parts of D, N, H*d + extra]`.
+        keys: `[S, d]`.
+        videos: Frames, tokens of a frame and fold of each.
+        slots: `H*Q` of each fold.
+        heads: `H`.
+    """
+    whole = z.sum(dim=0)
+    queries, rest = whole.split([heads * keys.shape[1], z.shape[2] - heads * keys.shape[1]], dim=1)
+    out = whole.new_empty(len(whole), max(slots) + rest.shape[1])
+    own = [part.unflatten(0, (heads, -1)).transpose(1, 2) for part in keys.split(list(slots))]
+    row = 0
+    for t, n, fold in videos:
+        rows, count = slice(row, row + t * n), slots[fold]
+        query = queries[rows].unflatten(1, (heads, -1)).transpose(0, 1)
+        out[rows, :count] = torch.bmm(query, own[fold]).transpose(0, 1).flatten(1)
+        out[rows, count : count + rest.shape[1]] = rest[rows]
+        row += t * n
+    return out[None]
+
+
+def _configuration(video: Tensor, slots: int, extra: int, apart: bool) -> configurations.Config:
+    """Of the fused form where it is to serve, else of the two kernels (`apart`: in any case)."""
     tokens = video.shape[0]
-    if not inter_frame:
+    if not apart:
         # What a program holds are the widths of its blocks: 80 slots and 40 features take 192.
         held = _padded(slots) + _padded(extra)
         config = configurations.find("score_fwd", video.device, video.dtype, held, tokens)

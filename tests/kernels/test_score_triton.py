@@ -17,6 +17,7 @@ from cacovid.backends import available
 from cacovid.errors import InvalidInputError
 from cacovid.ops import _score_triton
 from cacovid.ops.score import PackedFolds, pack_folds, score_packed
+from cacovid.policies import CrossAttentionConfig, CrossAttentionPolicy
 from cacovid.reference import ScoreFold
 from cacovid.reference.score import HeadWeights
 from cacovid.testing import cases_of
@@ -75,8 +76,8 @@ def arguments(video: Tensor, folds: list[ScoreFold], grid: Grid) -> tuple[Any, .
     sizes = []
     for index, (t, h, w) in enumerate(grid.sizes):
         sizes += [t, h * w, index if len(folds) > 1 else 0]
-    tensors = [t.to(DEVICE) for t in (video, *packed[:4])]
-    return (*tensors, sizes, *packed[4:])
+    packed = packed.with_tensors([t.to(DEVICE) for t in packed.tensors])
+    return (video.to(DEVICE), *packed[:4], sizes, *packed[4:])
 
 
 def fitted(config: dict[str, int], dtype: torch.dtype) -> dict[str, int]:
@@ -115,7 +116,21 @@ def test_every_case(case: Any) -> None:
     if len(video) > LARGEST:
         pytest.skip("takes the interpreter long")
     folds = [folds] if isinstance(folds, ScoreFold) else folds
-    check(video, folds, grid, {**(SPLIT if folds[0].inter_frame else FUSED), "BLOCK_K": 32})
+    apart = folds[0].inter_frame or folds[0].keys is not None
+    check(video, folds, grid, {**(SPLIT if apart else FUSED), "BLOCK_K": 32})
+
+
+@pytest.mark.parametrize("inter_frame", [False, True])
+def test_keys_that_are_not_folded(inter_frame: bool) -> None:
+    """Of two questions, by the default configuration and with `D` in parts."""
+    torch.manual_seed(0)
+    config = CrossAttentionConfig(hidden_size=128, slots=0, head_size=16, inter_frame=inter_frame)
+    policy = CrossAttentionPolicy(config).requires_grad_(False)
+    folds = [policy.fold(torch.randn(length, 128)) for length in (19, 40)]
+    assert all(fold.keys is not None for fold in folds)
+    video = draw_video(GRID.num_tokens, 128, torch.bfloat16)
+    for own in (None, {**SPLIT, "BLOCK_K": 32, "SPLIT_K": 2}):
+        check(video, folds, GRID, own)
 
 
 def test_the_surprise_policy_is_served() -> None:
@@ -470,7 +485,7 @@ def test_few_tokens_take_low_tiles(
     for dtype in (torch.bfloat16, torch.float16):
         for tokens, rows in ((6272, 64), (8448, 64), (12544, 128)):
             video = torch.empty(tokens, 3584, dtype=dtype, device="meta")
-            config = _configuration(video, slots, features, inter_frame=False)
+            config = _configuration(video, slots, features, apart=False)
             assert config["FUSED"] and config["BLOCK_N"] == rows
             # Four warps hold 128 columns of 64 rows, and spill at 192.
             assert config["num_warps"] == 8

@@ -45,6 +45,8 @@ def _own_folds() -> tuple[Tensor, list[ScoreFold], Grid]:
         (3584, {"slots": 32, "heads": 4, "token_features": 64, "frame_features": 64,
                 "inter_frame": True}),
         (8192, {"slots": 1, "heads": 1}),
+        (896, {"slots": 0, "head_size": 8}),  # nine words and the null token: keys meet queries
+        (500, {"slots": 21, "heads": 3, "head_size": 5, "inter_frame": True}),
     ],
 )  # fmt: skip
 def test_error_budget(width: int, settings: dict[str, Any], dtype: torch.dtype) -> None:
@@ -59,6 +61,35 @@ def test_error_budget(width: int, settings: dict[str, Any], dtype: torch.dtype) 
     for ours, theirs, true in zip(got, plain, exact, strict=True):
         assert ours.dtype == torch.float32
         assert_within_budget(ours, theirs, true)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_keys_that_are_not_folded(backend: str) -> None:
+    """Packed or not, beside folded ones of the same policy, and with a gradient."""
+    policy = _policy(64, slots=0, head_size=6).requires_grad_(False)
+    grid = Grid([(3, 2, 5), (2, 1, 7)])
+    video = torch.randn(grid.num_tokens, 64)
+    folds = [policy.fold(torch.randn(words, 64)) for words in (4, 12)]
+    assert [fold.keys is None for fold in folds] == [True, False]
+    got = ops.score(video, folds, grid, backend=backend)  # one of each
+    for rows, own, size, part in zip(
+        video.split(list(grid.tokens_per_video)), folds, grid.sizes,
+        got[0].split(list(grid.tokens_per_video)), strict=True,
+    ):  # fmt: skip
+        alone = ops.score(rows, own, [size], backend=backend)
+        packed = ops.score(rows, pack_folds(own), [size], backend=backend)
+        assert torch.equal(alone[0], part) and torch.equal(packed[0], part)
+    with pytest.raises(InvalidInputError, match="some have keys and others not"):
+        pack_folds(folds)
+    long = folds[1]
+    leaf = video[30:].clone().requires_grad_()
+    token, _ = ops.score(leaf, long, [(2, 1, 7)], backend=backend)
+    (gradient,) = torch.autograd.grad(token.sum(), leaf)
+    plain = video[30:].clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(reference.score(plain, long, [(2, 1, 7)])[0].sum(), plain)
+    torch.testing.assert_close(gradient, wanted)
+    with pytest.raises(InvalidInputError, match=r"keys are \(3, 6\)"):
+        ops.score(video, dataclasses.replace(long, keys=torch.ones(3, 6)), grid, backend=backend)
 
 
 def test_extreme_values_of_float16_are_read_exactly() -> None:

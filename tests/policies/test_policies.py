@@ -50,6 +50,7 @@ VARIANTS = [
     {},
     {"slots": 0},
     {"slots": 0, "inter_frame": True, "score_bound": 200.0},
+    {"slots": 0, "inter_frame": True, "head_size": 4},  # keys of 7 words are not folded
     {"inter_frame": True, "heads": 1, "head_size": 16, "token_features": 16},
 ]
 
@@ -101,6 +102,19 @@ def test_folded_equals_plain(settings, questions):
     for a, b in ((plain.token, folded.token), (plain.frame, folded.frame)):
         assert a.dtype == torch.float64 and float(b.std()) > 1e-3
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_keys_are_folded_while_that_makes_no_more_columns():
+    policy = small("cross", slots=0, head_size=4, heads=2)
+    features = policy.features.out_features
+    for words, folded in ((0, True), (3, True), (4, False), (9, False)):
+        fold = policy.fold(torch.randn(words, 32))
+        slots = 1 + words  # the null token is one
+        assert (fold.keys is None) == folded
+        assert fold.columns.shape[1] == 2 * min(slots, 4) + features
+        assert fold.values.shape[0] == 2 * slots
+    for wish in (True, False):
+        assert (policy.fold(torch.randn(5, 32), fold_keys=wish).keys is None) == wish
 
 
 @pytest.mark.parametrize("settings", VARIANTS)

@@ -47,7 +47,7 @@ def assert_equal(got: Pruned, wanted) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("length", [0, 1, 7, 63])
+@pytest.mark.parametrize("length", [0, 1, 7, 63, 90])
 def test_a_session_is_policy_and_selection_and_gather(policy, length, dtype):
     video, question, positions = inputs_of(GRID, length, dtype=dtype)
     session = CompressionSession(policy, GRID, retention=[0.3, 0.12], device="cpu")
