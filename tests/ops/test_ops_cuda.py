@@ -89,6 +89,23 @@ def test_large_videos_and_packs(size: tuple[int, int, int], retention: float) ->
         assert torch.equal(mine.cpu(), plain)
 
 
+@pytest.mark.parametrize("rollouts", [1, 32, 300])
+def test_token_rollouts_of_packs(rollouts: int) -> None:
+    """More videos than a launch takes, one of frames that need two, and one of many frames."""
+    small = [(1 + i % 3, 2, 1 + i % 4) for i in range(70)]
+    grid = Grid([*small[:20], (2, 50, 60), *small[20:], (512, 7, 7)])
+    scores = token_scores(grid.num_tokens, "ties")
+    named: dict[str, Any] = {"seed": 2**64 - 1, "offset": 2**32 - 3}
+    expected = ops.ocss_sample(scores, grid, 0.1, rollouts, **named, backend="cpu")
+    got = ops.ocss_sample(scores.cuda(), grid, 0.1, rollouts, **named, backend="cuda")
+    assert torch.equal(got.cpu(), expected)
+    coins = ops.bernoulli_sample(scores, rollouts, grid=grid, seed=3, backend="cpu")
+    assert torch.equal(
+        ops.bernoulli_sample(scores.cuda(), rollouts, grid=grid, seed=3, backend="cuda").cpu(),
+        coins,
+    )
+
+
 @pytest.mark.parametrize("kind", ["normal", "peaked", "ties", "huge"])
 def test_frame_rollouts_of_long_videos(kind: str) -> None:
     grid = Grid([(4096, 1, 1), (32, 1, 1), *[(9, 1, 1)] * 70])
