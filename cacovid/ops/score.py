@@ -87,11 +87,12 @@ def score(
 
     The question side is folded into the weights beforehand (`CrossAttentionPolicy.fold`), so the
     first stage is one matrix product whose rows are scaled afterwards by the RMSNorm's factor
-    (`cacovid.reference.score`). Differentiable with respect to `video` and the fold's tensors, and
-    through them to the policy's weights. Deterministic. Compiled forms multiply in the precision
-    of `video` and do everything else in float32: the error is at most twice that of the plain
-    formula in that precision. A fold in float64 is scored by the reference; on a GPU one of more
-    than 1,024 slots (`H*Q`) or 256 features too, with a warning.
+    (`cacovid.reference.score`); where a fold has keys of its own, a small one follows.
+    Differentiable with respect to `video` and the fold's tensors, and through them to the policy's
+    weights. Deterministic. Compiled forms multiply in the precision of `video` and do everything
+    else in float32: the error is at most twice that of the plain formula in that precision. A fold
+    in float64 is scored by the reference; on a GPU one of more than 1,024 slots (`H*Q`) or 256
+    features too, with a warning.
 
     Args:
         video: `[N, D]` float, the video tokens' embeddings.

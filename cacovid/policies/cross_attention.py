@@ -31,8 +31,8 @@ class CrossAttentionConfig(PolicyConfig):
     Args:
         hidden_size: `D` of the base model.
         slots: `Q` learned latents that read the question; 0: the video attends to the question's
-            tokens themselves and a learned null token, so that up to `d` tokens of a question
-            cost `H` columns of the fold each, and more of them a small product besides
+            tokens themselves and a learned null token, so that up to `d - 1` tokens of a
+            question cost `H` columns of the fold each, and more of them a small product besides
             (`CrossAttentionPolicy.fold`); above 1,024 slots in all (511 tokens with two heads) a
             GPU has no kernel for it (`cacovid.ops.score`).
         slot_width: Width of the question side.

@@ -104,7 +104,11 @@ def score_fwd_triton(
     # Columns of each fold that the logits are, or are made of.
     attending = tuple(slots) if keys is None else (heads * keys.shape[1],) * len(slots)
     read_most = max(attending)
-    config = config or _configuration(video, read_most, extra, inter_frame or keys is not None)
+    if keep and keys is not None:
+        raise ValueError("keys are given; what is kept for a gradient is of folded columns")
+    # With keys the first kernel holds the queries and the second the slots: an entry for both.
+    held = most if keys is None else most + read_most
+    config = config or _configuration(video, held, extra, inter_frame or keys is not None)
     fused = bool(config["FUSED"])
     video = _rows(video)
     columns = columns.to(video.dtype).contiguous()
@@ -245,17 +249,19 @@ def _with_logits(
         slots: `H*Q` of each fold.
         heads: `H`.
     """
-    whole = z.sum(dim=0)
+    whole = z[0] if len(z) == 1 else z.sum(dim=0)
     queries, rest = whole.split([heads * keys.shape[1], z.shape[2] - heads * keys.shape[1]], dim=1)
     out = whole.new_empty(len(whole), max(slots) + rest.shape[1])
     own = [part.unflatten(0, (heads, -1)).transpose(1, 2) for part in keys.split(list(slots))]
     row = 0
-    for t, n, fold in videos:
-        rows, count = slice(row, row + t * n), slots[fold]
-        query = queries[rows].unflatten(1, (heads, -1)).transpose(0, 1)
-        out[rows, :count] = torch.bmm(query, own[fold]).transpose(0, 1).flatten(1)
-        out[rows, count : count + rest.shape[1]] = rest[rows]
-        row += t * n
+    with torch.autocast(z.device.type, enabled=False):
+        for t, n, fold in videos:
+            rows, count = slice(row, row + t * n), slots[fold]
+            query = queries[rows].unflatten(1, (heads, -1)).transpose(0, 1)
+            logits = torch.bmm(query, own[fold]).transpose(0, 1)
+            out[rows, :count].unflatten(1, (heads, -1)).copy_(logits)
+            out[rows, count : count + rest.shape[1]] = rest[rows]
+            row += t * n
     return out[None]
 
 

@@ -27,8 +27,9 @@ def tile_tables(
 
     Args:
         sizes: Frames, tokens of a frame and fold of each packed video.
-        slots: `H*Q` of each fold.
-        extra: Columns of a fold beside its slots.
+        slots: `H*Q` of each fold; where keys are not folded, for the first kernel, which reads no
+            values, `H*d`.
+        extra: Columns of a fold beside these.
         block: Rows of a tile.
         device: Where the tables are to stand.
 

@@ -215,6 +215,10 @@ def _score_jobs(
     if op == "score_project":
         shapes = {(64, 64, False), (64, 64, True)}
         shapes.add((1 << ((widest - 128).bit_length() - 1), 64, True))
+        if columns is None:  # keys that are not folded: queries of two heads of 64 are read
+            label = f"{op}[{number}] {dtype} {most}+64+keys D=3584"
+            keys = _score_call(op, dtype, most, 64, False, 3584, False, config, key_width=64)
+            yield Job(op, label, dtype, keys)
     for slots, features, inter_frame in sorted(shapes):
         if slots + features * (2 if inter_frame else 1) > widest:
             continue
@@ -232,21 +236,22 @@ def _score_jobs(
 
 def _score_call(
     op: str, dtype: torch.dtype, slots: int, features: int, inter_frame: bool, size: int,
-    keep: bool, config: dict[str, int],
+    keep: bool, config: dict[str, int], key_width: int = 0,
 ) -> Callable[[], Any]:  # fmt: skip
     def call() -> Any:
         from cacovid.kernels import score
 
         video = torch.zeros(100, size, dtype=dtype)
         half = features // 2
-        columns = slots + features * (2 if inter_frame else 1)
+        columns = (2 * key_width or slots) + features * (2 if inter_frame else 1)
+        keys = torch.zeros(slots, key_width) if key_width else None
         sizes = [4, 25, 0]
         if op == "score_dw":
             return score.score_dw_triton(video, torch.zeros(100, columns), sizes, 1, config=config)
         head = torch.zeros(1, half * half + 3 * half + 1)
         return score.score_fwd_triton(
             video, torch.zeros(columns, size, dtype=dtype), torch.zeros(slots, features), head,
-            head, sizes, [slots], half, 2, inter_frame, 1e-6, 3.0, keep=keep, config=config,
+            head, sizes, [slots], half, 2, inter_frame, 1e-6, 3.0, keys, keep=keep, config=config,
         )  # fmt: skip
 
     return call

@@ -131,6 +131,11 @@ def test_keys_that_are_not_folded(inter_frame: bool) -> None:
     video = draw_video(GRID.num_tokens, 128, torch.bfloat16)
     for own in (None, {**SPLIT, "BLOCK_K": 32, "SPLIT_K": 2}):
         check(video, folds, GRID, own)
+    plain = scores(video, folds, GRID, None)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        assert torch.equal(scores(video, folds, GRID, None).token, plain.token)
+    with pytest.raises(ValueError, match="keys are given"):
+        scores(video, folds, GRID, None, keep=True)
 
 
 def test_the_surprise_policy_is_served() -> None:

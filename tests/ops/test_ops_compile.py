@@ -41,13 +41,16 @@ def _schema_arguments() -> list[tuple[str, tuple[Any, ...]]]:
     scores, frames = token_scores(grid.num_tokens, "ties"), token_scores(grid.num_frames, "normal")
     selection = select_numbers(select_plan(grid, 0.4))
     rollouts = ocss_integers(ocss_plan(grid, [0.3, 1.0, 0.2]))
-    (_, folds, _), _ = next(c for c in cases_of("score") if c.name.endswith("_own")).make()
-    packed = pack_folds(folds[:3])
+    (_, folds, _), _ = next(c for c in cases_of("score") if c.name.endswith("frame_own")).make()
+    packed, bounded = pack_folds(folds[:3]), pack_folds(folds[:3])._replace(score_bound=2.5)
+    (_, folds, _), _ = next(c for c in cases_of("score") if c.name.endswith("keys_own")).make()
+    keys = pack_folds(folds[:3])
     video = torch.randn(grid.num_tokens, 24)
     sizes = [3, 9, 0, 1, 1, 2, 2, 7, 1]
     return [
         ("score", (video, *packed[:4], sizes, *packed[4:])),
-        ("score", (video.bfloat16(), *packed[:4], sizes, *packed[4:-1], 2.5)),
+        ("score", (video.bfloat16(), *bounded[:4], sizes, *bounded[4:])),
+        ("score", (video, *keys[:4], sizes, *keys[4:])),
         ("select_tokens", (scores, frames, *selection)),
         ("select_tokens", (scores, None, *selection)),
         ("ocss_sample", (scores, rollouts, 4, -7, 3)),
