@@ -1,5 +1,6 @@
 // Sixteen floats at a time, the same sums on every machine: the compiler splits a vector where the
-// machine's registers are shorter. No fused multiply-add, but in the files that CMakeLists.txt names.
+// machine's registers are shorter. No fused multiply-add, but in the files that CMakeLists.txt
+// names.
 #pragma once
 
 #include <cstdint>

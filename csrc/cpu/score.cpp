@@ -48,7 +48,7 @@ struct FoldTables {
   // One of them, by the product.
   std::optional<FloatPanels> floats;
   std::optional<Bfloat16Panels> pairs;
-  std::optional<Tensor> matrix;  // [D, C] bfloat16
+  std::optional<Tensor> matrix;   // [D, C] bfloat16
   std::vector<FloatPanels> keys;  // of each head, unless they are folded
 };
 
