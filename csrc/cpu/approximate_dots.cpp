@@ -44,6 +44,9 @@ CACOVID_INLINE void dots_body(const float* rows, int64_t count, const float* con
                               int64_t many, int64_t width, float* dots, int64_t stride,
                               const float* next) {
   int64_t i = 0;
+  for (; many == 1 && i + 8 <= count; i += 8) {
+    tile_body<8, 1>(rows + i * width, others, width, dots + i, stride, next);
+  }
   for (; i + 4 <= count; i += 4) {
     rows_body<4>(rows + i * width, others, many, width, dots + i, stride, next);
   }

@@ -22,7 +22,7 @@ namespace {
 constexpr double kLargestNorm = 1e36;  // beyond it float32 products may overflow
 constexpr int64_t kRowsPerTask = 64;
 constexpr int64_t kRowsPerScan = 2048;
-constexpr int64_t kAtOnce = 4;     // chosen rows that a row is measured from before it is looked at
+constexpr int64_t kAtOnce = 8;     // chosen rows that a row is measured from before it is looked at
 constexpr size_t kRunnersUp = 16;  // rows that are looked at first for the next choice
 
 class FarthestPoint {
