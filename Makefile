@@ -10,6 +10,8 @@
 PYTHON ?= python3
 TORCH_SPEC ?= $(shell grep '^torch==' constraints.txt)
 PYTEST_ARGS ?=
+# Processes that run the tests, each of one thread; 0: all in one, which shows what they print.
+PYTEST_WORKERS ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
@@ -42,7 +44,8 @@ lint: setup
 	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
 
 test: lint
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} \
+	  $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 # The C++ code under AddressSanitizer and UndefinedBehaviorSanitizer, built apart in build/.
 sanitize: setup

@@ -345,13 +345,25 @@ class Prompt:
 
     @property
     def video_embeds(self) -> Tensor:
-        """`X_vid [N, D]`: the video tokens' rows, gathered."""
-        return self.embeds.index_select(0, self.video_index)
+        """`X_vid [N, D]`: the video tokens' rows. Not to be written to: on the CPU, where nothing
+        has to be waited for to see it, rows that stand together are a view of `embeds`."""
+        index = self.video_index
+        # Neither traced nor fake: there is something to see.
+        plain = type(index) is Tensor and not torch.compiler.is_compiling()
+        if plain and index.device.type == "cpu" and len(index) and _ascending_by_one(index):
+            return self.embeds.narrow(0, int(index[0]), len(index))
+        return self.embeds.index_select(0, index)
 
     @property
     def question_embeds(self) -> Tensor:
         """`X_qst [L, D]`: the question tokens' rows, gathered."""
         return self.embeds.index_select(0, self.question_index)
+
+
+def _ascending_by_one(index: Tensor) -> bool:
+    begin = int(index[0])
+    end = begin + len(index)
+    return int(index[-1]) == end - 1 and torch.equal(index, torch.arange(begin, end))
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,10 @@ def test_prompt_gathers_rows_and_checks_shapes() -> None:
     embeds = torch.arange(10.0).reshape(5, 2)
     prompt = Prompt(embeds, torch.arange(5), torch.tensor([1, 2]), torch.tensor([4]), grid)
     assert prompt.video_embeds.tolist() == [[2.0, 3.0], [4.0, 5.0]]
+    assert prompt.video_embeds.data_ptr() == embeds[1:].data_ptr()  # they stand together
+    for apart in ([1, 3], [2, 1], [3, 3]):
+        own = Prompt(embeds, torch.arange(5), torch.tensor(apart), torch.tensor([4]), grid)
+        assert torch.equal(own.video_embeds, embeds[apart])
     assert prompt.question_embeds.tolist() == [[8.0, 9.0]]
     with pytest.raises(InvalidInputError, match="position_ids"):
         Prompt(embeds, torch.arange(4), torch.tensor([1, 2]), torch.tensor([4]), grid)
