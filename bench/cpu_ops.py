@@ -1,6 +1,6 @@
 """The CPU ops against plain PyTorch, the published procedures and bare products or copies.
 
-    OMP_NUM_THREADS=1 python bench/cpu_ops.py --rounds 5 [--only score farthest_point]
+    OMP_NUM_THREADS=1 python bench/cpu_ops.py --rounds 5 [--only score points]
 
 All ways of one row are timed in turn (A B C A B C), on random data. Time is the processor's, of
 one thread unless `--wall` is given, so that a busy machine counts less; ratios are medians of the
