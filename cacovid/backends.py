@@ -59,7 +59,7 @@ def available() -> dict[str, Availability]:
 
 
 def choose(op: str, implemented: Sequence[str], device: str, backend: str | None = None) -> str:
-    """The backend that runs `op` on tensors of `device`.
+    """The backend that runs `op` on tensors of `device`; `"meta"` for shapes without values.
 
     Args:
         op: The op's name, for messages.
@@ -74,6 +74,8 @@ def choose(op: str, implemented: Sequence[str], device: str, backend: str | None
     if backend is not None and backend not in NAMES:
         raise InvalidInputError(f"backend is {backend!r}; expected one of {', '.join(NAMES)}")
     named = backend
+    if named is None and device == "meta" and implemented:
+        return "meta"
     if named is None:
         setting = settings.backend()
         if setting != "auto":

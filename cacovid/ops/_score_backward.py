@@ -12,7 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cacovid.ops import _score_triton
-from cacovid.reference.score import HeadWeights, ScoreFold, difference_to_previous_frame
+from cacovid.reference.score import (
+    HeadWeights,
+    ScoreFold,
+    difference_to_previous_frame,
+    logits_of_keys,
+)
 
 
 def score_backward(
@@ -24,7 +29,7 @@ def score_backward(
     *,
     of_video: bool,
     kept: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients with respect to the tensors of `cacovid.ops.score.PackedFolds`, and the video.
 
     Args:
@@ -40,10 +45,12 @@ def score_backward(
             plain PyTorch: some dozen launches, beside the many prefills of a training step.
 
     Returns:
-        Gradients of `video` (or None), `columns`, `values`, `token_head` and `frame_head`.
+        Gradients of `video` (or None), `columns`, `values`, `token_head`, `frame_head` and `keys`
+        (or None).
     """
     columns = [torch.zeros_like(fold.columns.T) for fold in folds]
     values = [torch.zeros_like(fold.values) for fold in folds]
+    keys = [None if fold.keys is None else torch.zeros_like(fold.keys) for fold in folds]
     tokens: list[Tensor | None] = [None] * len(folds)
     frames: list[Tensor | None] = [None] * len(folds)
     videos, scaled = [], []
@@ -66,6 +73,8 @@ def score_backward(
         else:
             scaled.append(F.pad(own[1], (0, kept[0].shape[1] - own[1].shape[1])))
         tokens[v], frames[v] = _added(tokens[v], own[3]), _added(frames[v], own[4])
+        if own[5] is not None:
+            keys[v] = _added(keys[v], own[5])
         if own[0] is not None:
             videos.append(own[0].to(video.dtype))
         row, frame = row + t * n, frame + t
@@ -79,6 +88,7 @@ def score_backward(
         torch.cat(values),
         torch.stack([_or_zeros(g, f.token) for g, f in zip(tokens, folds, strict=True)]),
         torch.stack([_or_zeros(g, f.frame) for g, f in zip(frames, folds, strict=True)]),
+        torch.cat(given) if (given := [g for g in keys if g is not None]) else None,
     )
 
 
@@ -94,15 +104,18 @@ def _of_video(
     fold: ScoreFold,
     frames: int,
     of_video: bool,
-) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor]:
-    slots, features = fold.values.shape
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    first, features = fold.attending, fold.features
     per_frame = x.shape[0] // frames
     factor = torch.rsqrt(projected[1][:, None] / x.shape[1] + fold.eps)
     z = projected[0][:, : fold.columns.shape[1]] * factor
-    attention = torch.softmax(z[:, :slots].unflatten(1, (fold.heads, -1)), dim=-1)
-    u = z[:, slots : slots + features] + attention.flatten(1) @ fold.values
+    logits = z[:, :first].unflatten(1, (fold.heads, -1))
+    attention = torch.softmax(
+        logits if fold.keys is None else logits_of_keys(logits, fold.keys), dim=-1
+    )
+    u = z[:, first : first + features] + attention.flatten(1) @ fold.values
     if fold.inter_frame:
-        u = u + difference_to_previous_frame(z[:, slots + features :], per_frame)
+        u = u + difference_to_previous_frame(z[:, first + features :], per_frame)
     width = fold.token.input_bias.shape[0]
     mean = u[:, width:].unflatten(0, (frames, -1)).mean(dim=1)
 
@@ -110,8 +123,13 @@ def _of_video(
     du_mean, frame_head = _head(mean, fold.frame, grad_frame, fold.score_bound)
     du = torch.cat([du_token, (du_mean / per_frame).repeat_interleave(per_frame, 0)], dim=1)
     weighted = (du @ fold.values.T).unflatten(1, (fold.heads, -1))
-    logits = attention * (weighted - (attention * weighted).sum(dim=-1, keepdim=True))
-    parts = [logits.flatten(1), du]
+    dlogits = attention * (weighted - (attention * weighted).sum(dim=-1, keepdim=True))
+    dkeys = None
+    if fold.keys is not None:
+        by_head = dlogits.transpose(0, 1)  # [H, N, Q]
+        dkeys = (by_head.transpose(1, 2) @ logits.transpose(0, 1)).flatten(0, 1)
+        dlogits = (by_head @ fold.keys.unflatten(0, (fold.heads, -1))).transpose(0, 1)
+    parts = [dlogits.flatten(1), du]
     if fold.inter_frame:  # each projection counts once here, once against the next frame
         parts.append(du - F.pad(du, (0, 0, 0, per_frame))[per_frame:])
     dz = torch.cat(parts, dim=1)
@@ -120,7 +138,7 @@ def _of_video(
     if of_video:
         along = (dz * z).sum(dim=1, keepdim=True) * factor.square() / x.shape[1]
         dx = scaled @ fold.columns.T - x * along
-    return dx, scaled, attention.flatten(1).T @ du, token_head, frame_head
+    return dx, scaled, attention.flatten(1).T @ du, token_head, frame_head, dkeys
 
 
 def _head(u: Tensor, head: HeadWeights, grad: Tensor, bound: float | None) -> tuple[Tensor, Tensor]:

@@ -83,12 +83,19 @@ def pack(folds: Sequence[ScoreFold]) -> PackedFolds:
 
 
 def alike(folds: Sequence[ScoreFold]) -> bool:
-    def shape(fold: ScoreFold) -> tuple[Any, ...]:
-        token, frame = fold.token.input_bias.shape, fold.frame.input_bias.shape
+    def kind(fold: ScoreFold) -> tuple[Any, ...]:
+        token, frame = fold.token.input_bias.shape[0], fold.frame.input_bias.shape[0]
         keys = None if fold.keys is None else fold.keys.shape[1]
-        return token, frame, fold.heads, fold.inter_frame, fold.eps, fold.score_bound, keys
+        extra = fold.columns.shape[1] - fold.attending  # P, with inter-frame columns 2*P
+        return token, frame, fold.heads, extra, fold.eps, fold.score_bound, keys
 
-    return all(shape(fold) == shape(folds[0]) for fold in folds)
+    first = kind(folds[0])
+    for fold in folds[1:]:
+        # One by one: torch.compile cannot compare tuples that hold symbolic sizes.
+        for own, other in zip(kind(fold), first, strict=True):
+            if own != other:
+                return False
+    return True
 
 
 def _flat_heads(heads: Sequence[HeadWeights]) -> Tensor:

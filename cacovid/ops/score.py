@@ -141,9 +141,10 @@ def score_packed(
     """
     tensors = (video, *packed[:4])
     if torch.is_grad_enabled() and any(t.requires_grad for t in (video, *packed.tensors)):
-        if packed.keys is not None:  # nobody trains through them: policies unfold to be trained
-            return _reference(*tensors, sizes, *packed[4:])
-        scores: tuple[Tensor, Tensor] = _Score.apply(triton, *tensors, sizes, *packed[4:])
+        keys = packed.keys  # with them the columns are recomputed
+        scores: tuple[Tensor, Tensor] = _Score.apply(
+            triton and keys is None, *tensors, keys, sizes, *packed[4:-1]
+        )
         return scores
     return _registry.call(_OP, *tensors, sizes, *packed[4:])
 
@@ -156,17 +157,17 @@ class _Score(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, triton: bool, *arguments: Any) -> tuple[Tensor, Tensor]:
-        ctx.settings = arguments[5:]
+        tensors, keys, ctx.settings = arguments[:5], arguments[5], arguments[6:]
         if not triton:
-            ctx.save_for_backward(*arguments[:5])
-            return _registry.call(_OP, *arguments)
-        token, frame, z, squares = _registry.call(_score_triton.kept, *arguments)
-        ctx.save_for_backward(*arguments[:5], z, squares)
+            ctx.save_for_backward(*tensors, keys)
+            return _registry.call(_OP, *tensors, *ctx.settings, keys)
+        token, frame, z, squares = _registry.call(_score_triton.kept, *tensors, *ctx.settings)
+        ctx.save_for_backward(*tensors, keys, z, squares)
         return token, frame
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        video, *weights = ctx.saved_tensors[:5]
+        video, *weights, keys = ctx.saved_tensors[:6]
         sizes, *settings = ctx.settings
         wanted = ctx.needs_input_grad[1:]
         with torch.autocast(video.device.type, enabled=False):
@@ -174,10 +175,10 @@ class _Score(torch.autograd.Function):
                 grads[0],
                 grads[1],
                 video,
-                unpack(*weights, *settings),
+                unpack(*[*weights, *settings, keys]),
                 list(zip(sizes[::_FIELDS], sizes[1::_FIELDS], sizes[2::_FIELDS], strict=True)),
                 of_video=wanted[0],
-                kept=ctx.saved_tensors[5:] or None,
+                kept=ctx.saved_tensors[6:] or None,
             )
         given = (grad if wish else None for grad, wish in zip(found, wanted, strict=False))
         return (None, *given, *(None for _ in ctx.settings))
@@ -189,7 +190,13 @@ def _distinct(
     """The folds, each object once, and for each video the number of its own."""
     if isinstance(fold, _ScoreFold):
         return [fold], [0] * grid.num_videos
-    given = list(fold)
+    given = list(fold) if isinstance(fold, Iterable) else [fold]
+    for own in given:
+        if not isinstance(own, _ScoreFold):
+            raise InvalidInputError(
+                f"fold is of the type {type(own).__name__}; expected what "
+                f"CrossAttentionPolicy.fold(question) gives, or a list of it"
+            )
     if len(given) != grid.num_videos:
         raise InvalidInputError(
             f"{len(given)} folds were given for {grid.num_videos} videos; give one, or one each"

@@ -212,10 +212,15 @@ class CrossAttentionPolicy(StoredPolicy):
                 None: they are folded as long as that makes no more columns, for `Q <= d`.
 
         Raises:
-            InvalidInputError: for another number of dimensions.
+            InvalidInputError: for another number of dimensions, or another device.
             WrongBaseModelError: for another hidden size.
         """
-        with torch.autocast(question.device.type, enabled=False):
+        own = self.query.weight.device
+        if question.device != own:
+            raise InvalidInputError(
+                f"question is on {question.device} and the policy on {own}; move one of them"
+            )
+        with torch.autocast("cpu" if question.is_meta else question.device.type, enabled=False):
             return self._fold(question, fold_keys)
 
     def _fold(self, question: Tensor, fold_keys: bool | None) -> ScoreFold:

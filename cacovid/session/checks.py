@@ -23,6 +23,7 @@ def embeds(value: Tensor, name: str, rows: int | None, width: int | None, like: 
         InvalidInputError: for a wrong shape, dtype or device.
         WrongBaseModelError: for another hidden size.
     """
+    require_tensor(value, name)
     if value.dim() != 2 or (rows is not None and value.shape[0] != rows):
         expected = f"[{'L' if rows is None else rows}, {width or 'D'}]"
         raise InvalidInputError(
@@ -43,6 +44,14 @@ def embeds(value: Tensor, name: str, rows: int | None, width: int | None, like: 
         )
 
 
+def require_tensor(value: object, name: str) -> None:
+    """Raises:
+    InvalidInputError: for what is no tensor.
+    """
+    if not isinstance(value, Tensor):
+        raise InvalidInputError(f"{name} is of the type {type(value).__name__}; expected a tensor")
+
+
 def same_device(value: Tensor, name: str, device: torch.device) -> None:
     """Raises:
     InvalidInputError: for a tensor that is not on the session's device.
@@ -60,6 +69,7 @@ def positions(value: Tensor, grid: Grid, question: int) -> None:
     Raises:
         InvalidInputError: for a wrong shape or dtype.
     """
+    require_tensor(value, "position_ids")
     n = grid.num_tokens
     lengths = (n, n + question)
     axes = value.dim() == 1 or (value.dim() == 2 and value.shape[0] == 3)

@@ -314,6 +314,15 @@ def test_the_table_fits_a_terminal(capsys):
     assert max(map(len, out.splitlines()[2:])) <= 80
 
 
+def test_a_floor_that_is_beaten_is_told():
+    row = {"op": "gather", "tokens": 196, "hidden": 8, "provider": "cacovid", "median_us": 50.0,
+           "p20_us": 49.0, "p80_us": 51.0, "times_ours": 1.0, "copy_share": 2.0,
+           "waits": 0}  # fmt: skip
+    for floor, told in ((100.0, True), (51.0, False), (20.0, False)):
+        (line,) = [text for text in report.table([{**row, "floor_us": floor}]) if "floor" in text]
+        assert ("beaten" in line) == told and len(line) <= 80
+
+
 @pytest.mark.usefixtures("known_ceilings")
 def test_without_the_command_lines_packages(capsys, tmp_path):
     arguments = ["--device", "cpu", "--tokens", "196", "--seconds", "0.01", "--without-compile"]

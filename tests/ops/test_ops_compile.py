@@ -126,3 +126,18 @@ def test_fullgraph_from_scores_to_rows() -> None:
         (gradient,) = torch.autograd.grad(got[1].sum(), rows)
         kept = torch.zeros(grid.num_tokens).index_fill(0, got[0], 1.0)
         assert torch.equal(gradient, kept[:, None].expand_as(gradient))
+
+
+@pytest.mark.parametrize("op", sorted(name for name, spec in TABLE.items() if spec.schema))
+def test_shapes_without_values(op: str) -> None:
+    """Tensors on the meta device have the shapes that real ones have."""
+    positional, named = cases_of(op)[0].make()
+    real = getattr(ops, op)(*positional, **named)
+    positional, named = map_tensors((positional, named), lambda tensor: tensor.to("meta"))
+    found = getattr(ops, op)(*positional, **named)
+    for mine, expected in zip(
+        found if isinstance(found, tuple) else (found,),
+        real if isinstance(real, tuple) else (real,),
+        strict=True,
+    ):
+        assert mine.is_meta and mine.shape == expected.shape and mine.dtype == expected.dtype

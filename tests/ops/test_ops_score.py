@@ -139,6 +139,33 @@ def test_same_scores_again_and_with_any_number_of_threads(
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def test_what_is_no_fold_is_told() -> None:
+    policy = _policy(24)
+    for wrong in (policy, 3, [], [policy.fold(torch.randn(2, 24)), None]):
+        with pytest.raises(InvalidInputError, match=r"fold is of the type|folds were given"):
+            ops.score(torch.randn(4, 24), wrong, [(1, 2, 2)])
+    with pytest.raises(InvalidInputError, match=r"question is on meta .* policy on cpu"):
+        policy.fold(torch.zeros(2, 24, device="meta"))
+
+
+def test_lengths_of_questions_under_compile() -> None:
+    """Symbolic sizes: one graph for each length, and never a broken one."""
+    policy = _policy(64, slots=0, head_size=8).requires_grad_(False)
+    grid = Grid([(3, 2, 5), (2, 1, 7)])
+    video = torch.randn(grid.num_tokens, 64)
+
+    def both(video: Tensor, a: ScoreFold, b: ScoreFold) -> tuple[Tensor, Tensor]:
+        return ops.score(video, [a, b], grid)
+
+    for dynamic in (None, True):
+        torch.compiler.reset()
+        compiled = torch.compile(both, fullgraph=True, backend="eager", dynamic=dynamic)
+        for lengths in ((3, 5), (3, 6), (20, 21), (3, 20)):
+            folds = [policy.fold(torch.randn(length, 64)) for length in lengths]
+            for mine, plain in zip(compiled(video, *folds), both(video, *folds), strict=True):
+                assert torch.equal(mine, plain)
+
+
 def test_strided_video_and_autocast_change_nothing() -> None:
     video, folds, grid = _own_folds()
     expected = ops.score(video, folds, grid, backend="cpu")
@@ -160,8 +187,9 @@ def test_folds_of_different_policies_in_one_pack() -> None:
         assert_within_budget(ours, theirs, true)
 
 
+@pytest.mark.parametrize("head_size", [64, 2])  # 2: fewer than the slots, whose keys stay apart
 @pytest.mark.parametrize("bound", [None, 0.7])
-def test_gradients_reach_the_policy(bound: float | None) -> None:
+def test_gradients_reach_the_policy(bound: float | None, head_size: int) -> None:
     """Against the unfolded formula, through packed folds of two questions."""
     grid = Grid([(3, 2, 5), (2, 1, 7)])
     generator = torch.Generator().manual_seed(3)
@@ -171,7 +199,8 @@ def test_gradients_reach_the_policy(bound: float | None) -> None:
     weights = torch.randn(grid.num_tokens + grid.num_frames, generator=generator)
 
     def gradients(dtype: torch.dtype, form: str) -> dict[str, Tensor]:
-        policy = _policy(24, slots=3, inter_frame=True, score_bound=bound).to(dtype)
+        settings = {"slots": 3, "head_size": head_size, "inter_frame": True}
+        policy = _policy(24, **settings, score_bound=bound).to(dtype)
         if form == "plain":
             scores = policy.plain(prompt)
             parts = (scores.token, scores.frame)
