@@ -8,8 +8,8 @@ place keeps a share of its own of what the frame before showed there, so that th
 still and something moving. Methods are timed from the prompt to their selection (merged embeddings
 included); what they need of a model (received attention, keys) is random and given, and the pieces
 that compute it stand in rows of their own. Time is the processor's, of one thread, unless `--wall`
-is given, so that a busy machine counts less; every round times a copy of the features, their
-product with 128 columns, and the method, in turn, and ratios are medians of the rounds' own.
+is given, so that a busy machine counts less; every round times the features' product with 128
+columns and the method, in turn, and ratios are medians of the rounds' own.
 
 Each method runs in a copy of the process, which ends when it has used more than `--limit` seconds
 of processor time or `--memory` GB of its own memory; the table then says so. Lines that are there
@@ -60,7 +60,7 @@ TOWER = (16, 729, 72)
 DEPTH = 28
 FIELDS = (
     "method", "tokens", "hidden", "retention", "kept", "rounds", "ms", "p20_ms", "p80_ms",
-    "copies", "products", "memory_mb", "note",
+    "products", "memory_mb", "note",
 )  # fmt: skip
 
 #: What is not measured, and why.
@@ -267,20 +267,19 @@ def measure(name: str, tokens: int, options: argparse.Namespace) -> dict[str, An
         columns = torch.randn(hidden, COLUMNS).to(rows.dtype)
         before = _peak()
         limit(options.limit, options.memory)
-        ways = (rows.clone, lambda: rows @ columns, run)
+        ways = (lambda: rows @ columns, run)
         taken: list[tuple[float, ...]] = []
         used = 0.0
         while len(taken) < options.rounds and used * (1 + 1 / max(1, len(taken))) <= options.limit:
             taken.append(tuple(timed(way, clock) for way in ways))
             used += taken[-1][-1]
-    own = sorted(1e3 * t for _, _, t in taken)
+    own = sorted(1e3 * t for _, t in taken)
     return {
         "rounds": len(taken),
         "ms": _short(statistics.median(own)),
         "p20_ms": _short(own[len(own) // 5]),
         "p80_ms": _short(own[4 * len(own) // 5]),
-        "copies": _short(statistics.median(t / copy for copy, _, t in taken)),
-        "products": _short(statistics.median(t / product for _, product, t in taken)),
+        "products": _short(statistics.median(t / product for product, t in taken)),
         "memory_mb": round(max(0, _peak() - before) / 1024),
         "note": row.note,
     }
@@ -375,7 +374,7 @@ def page(lines: Sequence[dict[str, str]], options: argparse.Namespace) -> str:
     clock = "wall" if options.wall else "processor"
     head = ["method"]
     for tokens in lengths:
-        head += [f"{tokens:,}: seconds", "copies", "products", "MB"]
+        head += [f"{tokens:,}: seconds", "products", "MB"]
     out = [
         "# How long choosing tokens takes on the CPU",
         "",
@@ -383,8 +382,8 @@ def page(lines: Sequence[dict[str, str]], options: argparse.Namespace) -> str:
         f"{options.retention:.0%} kept; our implementations; {clock} time of one thread "
         f"(median of up to {options.rounds} rounds), torch {torch.__version__}, "
         f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}. The machine was shared "
-        f"with other work: compare ratios. *copies*, *products*: times a plain copy of the "
-        f"features, and their product with {COLUMNS} columns, timed in turn with the method. *MB*: "
+        f"with other work: compare ratios. *Products*: times the product of the features with "
+        f"{COLUMNS} columns, timed in turn with the method. *MB*: "
         f"greatest memory beyond the features. A line ends at {options.limit:,g} s of processor "
         f"time or {options.memory:g} GB. Made by `python bench/compression.py`; on GPUs: not "
         f"measured.",
@@ -399,10 +398,10 @@ def page(lines: Sequence[dict[str, str]], options: argparse.Namespace) -> str:
         for tokens in lengths:
             line = by.get((name, tokens), {})
             if line.get("ms"):
-                figures = (float(line["ms"]) / 1e3, float(line["copies"]), float(line["products"]))
+                figures = (float(line["ms"]) / 1e3, float(line["products"]))
                 cells += [*map(_figure, figures), f"{int(line['memory_mb']):,}"]
             else:
-                cells += [line.get("note", "–"), "", "", ""]
+                cells += [line.get("note", "–"), "", ""]
         out.append(f"| {' | '.join([*cells, row.note])} |")
     out += ["", "Not measured:", ""]
     out += [f"- `{name}`: {reason}" for name, reason in LEFT_OUT.items()]
@@ -416,7 +415,7 @@ def page(lines: Sequence[dict[str, str]], options: argparse.Namespace) -> str:
 
 
 def draw(lines: Sequence[dict[str, str]], path: Path, options: argparse.Namespace) -> None:
-    """Times of a copy of the features, by method; what was ended is an arrow."""
+    """Times of the bare product, by method; what was ended is a note."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -424,7 +423,7 @@ def draw(lines: Sequence[dict[str, str]], path: Path, options: argparse.Namespac
 
     lengths = sorted({int(line["tokens"]) for line in lines})
     shown = [line for line in lines if line["ms"]]
-    first = {line["method"]: float(line["copies"]) for line in reversed(shown)}
+    first = {line["method"]: float(line["products"]) for line in reversed(shown)}
     names = sorted({line["method"] for line in lines}, key=lambda n: (first.get(n, math.inf), n))
     figure, axis = plt.subplots(figsize=(8.5, 0.33 * len(names) + 1.6), layout="constrained")
     colours = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
@@ -434,7 +433,7 @@ def draw(lines: Sequence[dict[str, str]], path: Path, options: argparse.Namespac
         there = [name for name in names if name in own]
         done = [name for name in there if own[name]["ms"]]
         axis.plot(
-            [float(own[name]["copies"]) for name in done], [names.index(name) for name in done],
+            [float(own[name]["products"]) for name in done], [names.index(name) for name in done],
             "os"[number % 2], color=colour, label=f"{tokens:,} tokens", ms=6,
         )  # fmt: skip
         for name in set(there) - set(done):
@@ -444,7 +443,8 @@ def draw(lines: Sequence[dict[str, str]], path: Path, options: argparse.Namespac
                 fontsize=7, color=colour,
             )  # fmt: skip
     axis.set(
-        xscale="log", xlabel="times a plain copy of the features", ylim=(-0.5, len(names) - 0.5),
+        xscale="log", xlabel=f"times the product of the features with {COLUMNS} columns",
+        ylim=(-0.5, len(names) - 0.5),
         title=f"Choosing {options.retention:.0%} of random features, D = {options.hidden:,}, one "
         f"thread of a CPU",
     )  # fmt: skip

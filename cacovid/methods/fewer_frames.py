@@ -21,7 +21,7 @@ class FewerFramesMethod(PerVideoMethod):
     def choose(self, video: VideoTokens, count: int, retention: float) -> Choice:
         """Chooses the frames; see `PerVideoMethod.choose`."""
         t, n = video.size[0], video.size[1] * video.size[2]
-        device = video.rows.device
+        device = video.features.device
         frames = -(-count // n)
         begins = even_positions(t, frames, device) * n
         whole = begins[:-1, None] + torch.arange(n, device=device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -21,16 +22,21 @@ class VideoTokens:
     """One video of a packed prompt.
 
     Args:
-        rows: `[n, D]` float32: its tokens' features.
+        features: `[n, D]`: its tokens' features, as they are.
         size: `(t, h, w)`.
         question: `[L, D]` float32: its question's embeddings; `[0, D]` where there is none.
         extras: Its rows of those `Prompt.extras` that have one per video token.
     """
 
-    rows: Tensor
+    features: Tensor
     size: tuple[int, int, int]
     question: Tensor
     extras: dict[str, Tensor]
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """`[n, D]` float32: the features. Made when first read: not every method does."""
+        return self.features.float()
 
     @property
     def frames(self) -> Tensor:
@@ -45,7 +51,7 @@ def each_video(prompt: Prompt) -> Iterator[VideoTokens]:
         prompt: One prompt or several; `question_offsets` give each video its own question.
     """
     grid = prompt.grid
-    rows = prompt.video_embeds.detach().float()
+    features = prompt.video_embeds.detach()
     question = prompt.question_embeds.detach().float()
     questions = prompt.question_offsets
     aligned = {
@@ -56,7 +62,7 @@ def each_video(prompt: Prompt) -> Iterator[VideoTokens]:
     for index, (begin, end) in enumerate(pairwise(grid.host_video_offsets)):
         own = question if questions is None else question[questions[index] : questions[index + 1]]
         yield VideoTokens(
-            rows[begin:end],
+            features[begin:end],
             grid.sizes[index],
             own,
             {name: value[begin:end] for name, value in aligned.items()},
@@ -110,7 +116,7 @@ class PerVideoMethod(ABC):
         ratios = grid.per_video(retention, "retention")
         self._check(prompt)
         choices = [
-            _everything(video) if count == len(video.rows) else self.choose(video, count, ratio)
+            _everything(video) if count == len(video.features) else self.choose(video, count, ratio)
             for video, count, ratio in zip(each_video(prompt), counts, ratios, strict=True)
         ]
         begins = grid.host_video_offsets
@@ -145,7 +151,7 @@ class PerVideoMethod(ABC):
 
 
 def _everything(video: VideoTokens) -> Choice:
-    return Choice(torch.arange(len(video.rows), device=video.rows.device))
+    return Choice(torch.arange(len(video.features), device=video.features.device))
 
 
 def _merged(prompt: Prompt, keep: Tensor, choices: list[Choice]) -> Tensor | None:

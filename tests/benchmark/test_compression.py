@@ -120,7 +120,7 @@ def test_lines_that_are_there_stay(tmp_path):
     for key, line in after.items():
         assert (line == before[key]) == (key != ("uniform", "392"))
         assert float(line["p20_ms"]) <= float(line["ms"]) <= float(line["p80_ms"])
-        assert float(line["copies"]) > 0 and float(line["products"]) > 0
+        assert float(line["products"]) > 0
     page = (tmp_path / "compression-cpu.md").read_text()
     assert "| 196: seconds |" in page and "| 392: seconds |" in page and "Not measured:" in page
     assert "- `evs` at 196 and 392 tokens: not in this run" in page and "- `uniform` at" not in page
