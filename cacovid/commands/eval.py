@@ -124,7 +124,7 @@ class Eval(QuestionsCommand):
         self.check_questions(*self.split)
         if not self.split or len(set(self.split)) < len(self.split):
             raise UsageError("--split names no set, or one twice; name each once")
-        if self.data is not None and len(self.split) > 1:
+        if self.data is not None and self.split != ("test",):
             raise UsageError("--split names sets of the embedded task; leave it out with --data")
         check_at_least(self.draws, 1, "--draws")
         check_retentions(self.retention)

@@ -14,6 +14,7 @@ _COLOURS = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5c3d99", "#8c564b",
 )  # fmt: skip
 _MARKERS = "os^Dv<>Pp"
+_TOKENS = "tokens that enter the language model (mean); methods with the same number side by side"
 
 
 def check_plots() -> None:
@@ -49,7 +50,7 @@ def draw_pareto(rows: Sequence[dict[str, Any]], title: str, folder: Path) -> lis
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [("accuracy-tokens.png", "entering", "tokens that enter the language model (mean)")]
+    wanted = [("accuracy-tokens.png", "entering", _TOKENS)]
     if rows[0]["seconds"]:
         wanted.append(("accuracy-time.png", "first_token", "time to the first token, ms (median)"))
     names = list(dict.fromkeys(row["method"] for row in rows[1:]))

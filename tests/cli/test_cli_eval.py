@@ -234,6 +234,7 @@ def test_files_and_a_table(cacovid, model_dir, clip, tmp_path):
         (("--embedded", "--split", "train"), "--split is 'train'"),
         (("--embedded", "--split", "test", "test"), "or one twice"),
         (("--data", "x.json", "--split", "test", "shifted"), "leave it out with --data"),
+        (("--data", "x.json", "--split", "shifted"), "leave it out with --data"),
         (("--embedded", "--draws", "0"), "--draws is 0"),
         (("--embedded", "--max-frames", "0"), "--max-frames is 0"),
         (("--embedded", "--dtype", "int8"), "--dtype is 'int8'"),
