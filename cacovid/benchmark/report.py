@@ -184,7 +184,7 @@ def known(path: Path, dtype: torch.dtype) -> frozenset[tuple[str, int, int]]:
     """
     name = str(dtype).removeprefix("torch.")
     rows = read_csv(path) if path.is_file() else []
-    return frozenset((r["op"], r["tokens"], r["hidden"]) for r in rows if r["dtype"] == name)
+    return frozenset(_case(r) for r in rows if r["dtype"] == name)
 
 
 def merged(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -199,6 +199,10 @@ def merged(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list
     return sorted(rows, key=lambda row: (ops.index(row["op"]), *case(row)[1:]))
 
 
+def _case(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["op"], row["tokens"], row["hidden"]
+
+
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Lines for people, at most 80 columns wide.
 
@@ -210,13 +214,12 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """
     fastest: dict[tuple[Any, ...], float] = {}
     for row in rows:
-        key = (row["op"], row["tokens"], row["hidden"])
-        fastest[key] = min(row["median_us"], fastest.get(key, math.inf))
+        fastest[_case(row)] = min(row["median_us"], fastest.get(_case(row), math.inf))
     layout = "{:<30} {:>9} {:>15} {:>9} {:>5} {:>6}"
     lines = [layout.format("way", "median", "p20 to p80", "x ours", "copy", "waits")]
     before: tuple[Any, ...] = ()
     for row in rows:
-        case = (row["op"], row["tokens"], row["hidden"])
+        case = _case(row)
         if case != before:
             width = f", D = {row['hidden']:,}" if row["hidden"] else ""
             floor, unit = _scaled(row["floor_us"])

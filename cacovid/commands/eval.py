@@ -23,6 +23,7 @@ from cacovid.commands.common import (
 from cacovid.commands.progress import steps_bar
 from cacovid.commands.questions import QuestionsCommand, policies_of
 
+SPLIT = ("test",)
 #: What is compared where nothing is said; the oracles are of the embedded task only.
 DEFAULT_METHODS = ("random", "uniform", "attention", "attention:2:question")
 EMBEDDED_METHODS = (
@@ -58,7 +59,7 @@ class Eval(QuestionsCommand):
     """Shares of the tokens to keep."""
     split: Annotated[
         tuple[str, ...], arg(metavar="test|shifted|validation ...", help_behavior_hint="")
-    ] = ("test",)
+    ] = SPLIT
     """Sets of the embedded task, each with tables of its own (and with --output its own folder,
     where there are several). Default: test."""
     draws: int = 1
@@ -124,7 +125,7 @@ class Eval(QuestionsCommand):
         self.check_questions(*self.split)
         if not self.split or len(set(self.split)) < len(self.split):
             raise UsageError("--split names no set, or one twice; name each once")
-        if self.data is not None and self.split != ("test",):
+        if self.data is not None and self.split != SPLIT:
             raise UsageError("--split names sets of the embedded task; leave it out with --data")
         check_at_least(self.draws, 1, "--draws")
         check_retentions(self.retention)

@@ -105,17 +105,17 @@ def _of_video(
     frames: int,
     of_video: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    first, features = fold.attending, fold.features
+    attending, features = fold.attending, fold.features
     per_frame = x.shape[0] // frames
     factor = torch.rsqrt(projected[1][:, None] / x.shape[1] + fold.eps)
     z = projected[0][:, : fold.columns.shape[1]] * factor
-    logits = z[:, :first].unflatten(1, (fold.heads, -1))
+    logits = z[:, :attending].unflatten(1, (fold.heads, -1))
     attention = torch.softmax(
         logits if fold.keys is None else logits_of_keys(logits, fold.keys), dim=-1
     )
-    u = z[:, first : first + features] + attention.flatten(1) @ fold.values
+    u = z[:, attending : attending + features] + attention.flatten(1) @ fold.values
     if fold.inter_frame:
-        u = u + difference_to_previous_frame(z[:, first + features :], per_frame)
+        u = u + difference_to_previous_frame(z[:, attending + features :], per_frame)
     width = fold.token.input_bias.shape[0]
     mean = u[:, width:].unflatten(0, (frames, -1)).mean(dim=1)
 

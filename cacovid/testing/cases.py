@@ -29,6 +29,19 @@ GRIDS: dict[str, Grid] = {
 }
 
 
+#: Ops of which every compiled form gives the reference's result bit for bit.
+EXACT = (
+    "select_tokens",
+    "select_and_gather",
+    "ocss_sample",
+    "bernoulli_sample",
+    "gather",
+    "frame_sample",
+    "farthest_point",
+    "density_peaks",
+)
+
+
 @dataclass(frozen=True)
 class Case:
     """Inputs of one op.

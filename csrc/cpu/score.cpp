@@ -28,16 +28,15 @@ Product product_of(ScalarType dtype) {
   return has_bfloat16_tiles() ? Product::kTiles : Product::kBfloat16;
 }
 
-// Bytes of `video` that a block reads, and its rows. A library prepares each product, so that its
-// blocks are larger than a second-level cache. A block must not depend on the number of threads, so
-// that scores do not.
+// Bytes of `video` that a block reads, and its rows. A block must not depend on the number of
+// threads, so that scores do not.
 struct BlockLimits {
   int64_t bytes;
   int64_t least;
   int64_t most;
 };
-constexpr BlockLimits kLibraryBlocks{2 << 20, 32, 512};
-constexpr BlockLimits kOwnBlocks{256 << 10, 48, 192};
+constexpr BlockLimits kLargeBlocks{2 << 20, 32, 512};    // a library prepares each product
+constexpr BlockLimits kSmallBlocks{256 << 10, 48, 192};  // with its product in a second-level cache
 
 struct FoldTables {
   int64_t slots;
@@ -119,7 +118,7 @@ struct Block {
 };
 
 std::vector<Block> cut(const ScorePlan& plan, Product product) {
-  const BlockLimits limits = product == Product::kBfloat16 ? kOwnBlocks : kLibraryBlocks;
+  const BlockLimits limits = product == Product::kBfloat16 ? kSmallBlocks : kLargeBlocks;
   const int64_t size = product == Product::kFloat ? sizeof(float) : sizeof(Bfloat16);
   const int64_t most = limits.bytes / (plan.width * size) / limits.least * limits.least;
   const int64_t rows = std::clamp(most, limits.least, limits.most);
@@ -193,12 +192,12 @@ void block_features(const ScorePlan& plan, const FoldTables& fold, const void* r
   s.factors.resize(count);
   s.rest.resize(feature_scratch(sizes));
   if (product == Product::kTiles) {
+    bfloat16_squares(static_cast<const Bfloat16*>(rows), count, plan.width, s.factors.data());
+    factors_of_squares(s.factors.data(), count, plan.width, plan.eps);
     s.columns.resize(count * sizes.stride * sizeof(Bfloat16));
     const Tensor left = view_of(rows, count, plan.width, ScalarType::BFloat16);
     multiply_into(view_of(s.columns.data(), count, sizes.stride, ScalarType::BFloat16), left,
                   *fold.matrix);
-    bfloat16_squares(static_cast<const Bfloat16*>(rows), count, plan.width, s.factors.data());
-    factors_of_squares(s.factors.data(), count, plan.width, plan.eps);
     const auto* own = reinterpret_cast<const Bfloat16*>(s.columns.data());
     if (!keys) {
       bfloat16_features(own, s.factors.data(), count, sizes, fold.values.data(), u, difference,

@@ -96,6 +96,9 @@ def score_fwd_triton(
             the two kernels.
         keep: Whether to keep `X W` and the squares, for a gradient; without keys.
         config: Properties of the launches; None: those of `kernels/configs`.
+
+    Raises:
+        ValueError: for `keep` with `keys`.
     """
     tokens, width = video.shape
     device, features = video.device, values.shape[1]

@@ -17,7 +17,7 @@ from torch import Tensor
 from cacovid import ops, reference
 from cacovid.backends import available
 from cacovid.ops import _registry
-from cacovid.testing import Case, cases_of
+from cacovid.testing import EXACT, Case, cases_of
 from cacovid.testing.budgets import assert_within_budget
 from cacovid.testing.cases import GRIDS, token_scores
 from cacovid.types import Grid
@@ -29,18 +29,7 @@ pytestmark = [
     pytest.mark.skipif(not _CPU.available, reason=_CPU.reason or "available"),
 ]
 
-OPS = (
-    "select_tokens",
-    "select_and_gather",
-    "ocss_sample",
-    "bernoulli_sample",
-    "gather",
-    "frame_sample",
-    "farthest_point",
-    "density_peaks",
-    "cpo_loss",
-)
-EXACT = OPS[:-1]
+OPS = (*EXACT, "cpo_loss")
 LARGEST = 40_000  # numbers of a case: every thread of every block takes its turn
 
 

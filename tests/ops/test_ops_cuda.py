@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cacovid import backends, ops
 from cacovid.backends import available
-from cacovid.testing import Case, cases_of
+from cacovid.testing import EXACT, Case, cases_of
 from cacovid.testing.budgets import assert_within_budget
 from cacovid.testing.cases import GRIDS, token_scores
 from cacovid.types import Grid, Prompt
@@ -31,18 +31,6 @@ def _to_device(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _on_device(values: dict[str, Any]) -> dict[str, Any]:
     return {k: v.cuda() if isinstance(v, Tensor) else v for k, v in values.items()}
-
-
-EXACT = (
-    "select_tokens",
-    "select_and_gather",
-    "ocss_sample",
-    "bernoulli_sample",
-    "gather",
-    "frame_sample",
-    "farthest_point",
-    "density_peaks",
-)
 
 
 @pytest.mark.parametrize(
